@@ -1,0 +1,46 @@
+"""MOREL: adversarially robust training by multi-objective representation learning.
+
+    net = MorelNet.wrap(model, head="fc")
+    attack = PGD(eps=8/255, step_size=2/255, num_steps=10)
+    objective = MorelObjective(ObjectiveConfig(accuracy="trades"))
+    Trainer(ExperimentConfig(...)).fit()
+
+Needs torch alone; knows nothing of Ray or MLflow.
+"""
+
+from morel_core.attacks import PGD
+from morel_core.config import (
+    AttackConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from morel_core.errors import ConfigError, MorelError
+from morel_core.evaluation import EvaluationResult, evaluate
+from morel_core.losses import MorelObjective, Terms
+from morel_core.models import MorelNet
+from morel_core.trainer import Trainer
+
+__all__ = [
+    "PGD",
+    "AttackConfig",
+    "ConfigError",
+    "DataConfig",
+    "EvaluationConfig",
+    "EvaluationResult",
+    "ExperimentConfig",
+    "ModelConfig",
+    "MorelError",
+    "MorelNet",
+    "MorelObjective",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "Terms",
+    "Trainer",
+    "TrainingConfig",
+    "evaluate",
+]

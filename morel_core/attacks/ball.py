@@ -1,0 +1,66 @@
+"""The ℓ∞ and the ℓ2 ball: start, step and projection as pure functions on (B, C, H, W)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from morel_core.config import Norm
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) shaped to broadcast over (B, C, H, W)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def l2_norm(delta: Tensor) -> Tensor:
+    """ℓ2 norm of each sample, broadcastable to ``delta``."""
+    return per_sample(delta.flatten(1).norm(dim=1), delta)
+
+
+def uniform_in_ball(noise: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Standard normal ``noise`` mapped to the uniform distribution on the ball.
+
+    Each coordinate's distribution function gives the cube; a direction and the distribution
+    function of the squared radius (χ² with d degrees of freedom) give the ℓ2 ball. One kind of
+    noise thus serves every start and can be drawn for a global batch and sliced.
+    """
+    if norm == "linf":
+        return eps * torch.erf(noise / math.sqrt(2.0))
+    d = noise[0].numel()
+    length = l2_norm(noise)
+    quantile = torch.special.gammainc(torch.full_like(length, d / 2), length.square() / 2)
+    return eps * quantile.pow(1 / d) * noise / length
+
+
+def ascent_step(x_adv: Tensor, grad: Tensor, step_size: float, norm: Norm) -> Tensor:
+    """One step of steepest ascent; where an ℓ2 gradient is zero the image stays."""
+    if norm == "linf":
+        return x_adv + step_size * grad.sign()
+    length = l2_norm(grad)
+    return x_adv + step_size * torch.where(length > 0, grad / length, torch.zeros_like(grad))
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The point of ball and box for ``x_adv``.
+
+    ℓ∞: the exact projection. ℓ2: onto the ball, then onto [0, 1], which moves towards ``x``
+    coordinate by coordinate and so stays in the ball.
+    """
+    if norm == "linf":
+        return torch.clamp(x_adv, (x - eps).clamp(min=0.0), (x + eps).clamp(max=1.0))
+    delta = x_adv - x
+    length = l2_norm(delta)
+    return (x + delta * (eps / length.clamp(min=eps))).clamp(0.0, 1.0)
+
+
+def outside(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> float:
+    """How far the worst image lies outside its ball or [0, 1]; 0 if none does, up to rounding."""
+    delta = x_adv - x
+    size = delta.abs().amax() if norm == "linf" else l2_norm(delta).amax()
+    box = torch.stack([-x_adv.amin(), x_adv.amax() - 1])
+    excess = torch.stack([size - eps, box.amax()]).amax().item()
+    rounding = 4 * torch.finfo(x.dtype).eps * max(1.0, eps)
+    return excess if excess > rounding or math.isnan(excess) else 0.0

@@ -1,0 +1,70 @@
+"""What every attack is and promises."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from morel_core.config import Norm
+
+
+class Attack(Protocol):
+    """Makes adversarial images; leaves the network's mode, grads and statistics as they were."""
+
+    @property
+    def eps(self) -> float:
+        """Radius of its ball, in units of the image range."""
+        ...
+
+    @property
+    def norm(self) -> Norm:
+        """Of its ball."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Short name with steps, ball and ε, as in ``pgd20_linf_8-255``; used in metric names."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Its parameters, for the record of a number made with it."""
+        ...
+
+    def __call__(
+        self,
+        net: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Adversarial images.
+
+        Args:
+            net: maps images in [0, 1] to logits.
+            x: (B, C, H, W) in [0, 1].
+            y: (B,) int64.
+            noise: (B, C, H, W) standard normal, for the start; drawn here if None.
+            generator: for the draw, on the device of ``x``.
+
+        Returns:
+            (B, C, H, W), in the ball around ``x`` and in [0, 1], without gradient.
+        """
+        ...
+
+
+@contextmanager
+def attack_mode(net: nn.Module) -> Generator[None]:
+    """Eval mode (frozen BatchNorm statistics) inside; each module's own mode restored after."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

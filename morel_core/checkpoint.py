@@ -1,0 +1,115 @@
+"""Checkpoints: plain files, a manifest with checksums written last, nothing unpickled.
+
+A folder holds ``last.safetensors`` and ``best.safetensors`` (network states), ``optimizer.pt``
+(tensors and numbers, read with ``weights_only=True``), ``progress.json`` (epoch, history) and
+``manifest.json``. Without a manifest that fits, there is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from morel_core.errors import MorelError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, content: str) -> None:
+    """Write beside, flush to disk, rename: the file is there whole or not at all."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A state dict as safetensors; shared storage is written once for each name."""
+    save_file({name: value.detach().cpu().clone() for name, value in state.items()}, path)
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    networks: Mapping[str, Mapping[str, Tensor]],
+    optimizer: dict[str, Any],
+    progress: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint into ``folder``; it exists once its manifest does.
+
+    Args:
+        folder: made if missing.
+        networks: name → state dict, each a ``<name>.safetensors``.
+        optimizer: the optimiser's ``state_dict``.
+        progress: JSON values: epoch, history, config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, state in networks.items():
+        save_tensors(folder / f"{name}.safetensors", state)
+    torch.save(optimizer, folder / "optimizer.pt")
+    (folder / "progress.json").write_text(json.dumps(progress))
+    files = [*(f"{name}.safetensors" for name in networks), "optimizer.pt", "progress.json"]
+    manifest = {"format": FORMAT, "sha256": {name: sha256(folder / name) for name in files}}
+    write_durably(folder / MANIFEST, json.dumps(manifest, indent=2))
+
+
+def verify(folder: Path) -> None:
+    """Check every file against the manifest; raises `MorelError` naming what is wrong."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise MorelError(f"{folder}: no {MANIFEST}, so no finished checkpoint") from None
+    except ValueError as error:
+        raise MorelError(f"{folder / MANIFEST}: not JSON: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise MorelError(
+            f"{folder}: format {manifest.get('format')!r}, this version reads {FORMAT}"
+        )
+    for name, digest in manifest["sha256"].items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file() or sha256(path) != digest:
+            raise MorelError(f"{path}: missing, truncated or altered: its checksum does not fit")
+
+
+def load_network(folder: Path, name: str = "best") -> dict[str, Tensor]:
+    """The state dict saved as ``name`` ("last" or "best") in a verified checkpoint."""
+    verify(folder)
+    return load_tensors(folder / f"{name}.safetensors")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; raises `MorelError` if it is none."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MorelError(f"{path}: not a safetensors file: {error}") from None
+
+
+def load_progress(folder: Path) -> dict[str, Any]:
+    """The JSON part of a verified checkpoint."""
+    verify(folder)
+    return json.loads((folder / "progress.json").read_text())
+
+
+def load_optimizer(folder: Path) -> dict[str, Any]:
+    """The optimiser's state of a verified checkpoint."""
+    verify(folder)
+    return torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")

@@ -1,0 +1,288 @@
+"""What a training run is made of: frozen dataclasses that check themselves.
+
+Every class raises `ConfigError` (a ValueError) that names the key, the value and what is allowed.
+Data sets and models with settings of their own register a subclass of `DataConfig`, `ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from morel_core.errors import check
+
+Norm = Literal["linf", "l2"]
+AttackLoss = Literal["auto", "ce", "kl"]
+Init = Literal["gaussian", "uniform", "none"]
+Accuracy = Literal["trades", "mart", "loat", "at", "custom"]
+
+EPS_HINT = "images lie in [0, 1], so 8/255 is written ${frac:8,255}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and how they are divided. The split follows from ``split_seed`` alone."""
+
+    name: str = "digits"
+    root: str | None = None
+    """Folder of the files; default: the environment's MOREL_DATA_ROOT, else ~/.cache/morel/data."""
+    download: bool = False
+    """Let torchvision fetch the files into ``root`` when they are missing."""
+    holdout: int = 200
+    """Images of the training set kept out of training: what selects is measured on them."""
+    split_seed: int = 0
+    train_size: int | None = None
+    """Use only this many training images (class-balanced draw); default: all that are left."""
+    test_size: int | None = None
+    augmentation: Literal["none", "crop", "crop_flip"] = "none"
+    crop_padding: int = 4
+
+    def __post_init__(self) -> None:
+        check(self.holdout >= 1, "holdout", self.holdout, "at least 1 image must be held out")
+        for key in ("train_size", "test_size"):
+            size = getattr(self, key)
+            check(size is None or size >= 1, key, size, "null (all) or a number of images >= 1")
+        check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "pixels >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network, and the embedding space that training adds to it."""
+
+    name: str = "digits_cnn"
+    embed_dim: int = 128
+    attention: bool = True
+    """False leaves the class-adaptive attention out (ablation): projections are compared as is."""
+    num_heads: int = 2
+    dropout: float = 0.0
+    mean: list[float] | None = None
+    """Per-channel mean that the network itself subtracts; inputs always lie in [0, 1]."""
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        check(self.embed_dim >= 1, "embed_dim", self.embed_dim, "a width >= 1")
+        check(
+            self.num_heads >= 1 and self.embed_dim % self.num_heads == 0,
+            "num_heads",
+            self.num_heads,
+            f"must divide embed_dim = {self.embed_dim}",
+        )
+        check(0.0 <= self.dropout < 1.0, "dropout", self.dropout, "a probability in [0, 1)")
+        check(
+            (self.mean is None) == (self.std is None),
+            "std",
+            self.std,
+            "give mean and std, or neither",
+        )
+        check(self.std is None or all(s > 0 for s in self.std), "std", self.std, "all entries > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """Projected gradient descent in a ball (Madry et al. 2018); the published one by default."""
+
+    norm: Norm = "linf"
+    eps: float = 0.031
+    step_size: float = 0.007
+    num_steps: int = 10
+    init: Init = "gaussian"
+    """gaussian: x + init_scale·N(0, I) (TRADES); uniform: in the ball (Madry); none: x itself."""
+    init_scale: float = 0.001
+    loss: AttackLoss = "auto"
+    """What it maximises; auto: KL for TRADES, cross-entropy otherwise."""
+
+    def __post_init__(self) -> None:
+        bound = 1.0 if self.norm == "linf" else 100.0
+        check(0.0 < self.eps <= bound, "eps", self.eps, f"must be in (0, {bound:g}]; {EPS_HINT}")
+        check(self.step_size > 0, "step_size", self.step_size, f"must be > 0; {EPS_HINT}")
+        check(
+            self.step_size <= 2 * self.eps,
+            "step_size",
+            self.step_size,
+            f"must be at most the ball's diameter, 2·eps = {2 * self.eps:g}",
+        )
+        check(self.num_steps >= 1, "num_steps", self.num_steps, "must be >= 1")
+        check(self.init_scale >= 0, "init_scale", self.init_scale, "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The two objectives of MOREL and how they are weighed (arXiv 2410.01697)."""
+
+    accuracy: Accuracy = "trades"
+    morel: bool = True
+    """False trains the accuracy objective alone: the plain TRADES, MART, LOAT or AT baseline."""
+    beta: float = 6.0
+    """Weight of the KL term in TRADES, MART and LOAT."""
+    preference: tuple[float, float] = (0.1, 0.9)
+    """k = (k₁, k₂): weight of the robustness and of the accuracy objective."""
+    reference: tuple[float, float] = (0.0, 0.0)
+    """a: reference point. No gradient flows from it; kept for fidelity."""
+    gamma: float = 2e-5
+    """γ: augmentation of the weighted sum."""
+    alpha: float = 1e-5
+    """α: weight of the contrastive term inside the robustness objective."""
+    temperature: float = 0.1
+    """τ of the contrastive term."""
+    features: Literal["natural", "adversarial", "both"] = "natural"
+    """Rows of the contrastive term: natural in the 2024 experiments, both in advermorel."""
+    loat_base: Literal["mart", "trades"] = "mart"
+    loat_measure: Literal["mse", "kl"] = "mse"
+    loat_theta: float = 1.0
+    """θ: weight of the logit fluctuation (advermorel 1, its authors' script 0.1)."""
+    loat_lore: bool = False
+    """Add the LORE term, weighted loat_gamma."""
+    loat_gamma: float = 0.05
+    loat_early_epochs: int = 1
+    loat_late_start: int | None = None
+    """First epoch (counted from 1) of the late phase; default: the last tenth of training."""
+
+    def __post_init__(self) -> None:
+        for key in ("preference", "reference"):  # YAML has lists only
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        for key in ("beta", "gamma", "alpha", "loat_theta", "loat_gamma"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "must be >= 0")
+        check(self.temperature > 0, "temperature", self.temperature, "must be > 0 (published: 0.1)")
+        check(
+            len(self.preference) == 2
+            and all(0.0 <= k <= 1.0 for k in self.preference)
+            and sum(self.preference) > 0,
+            "preference",
+            list(self.preference),
+            "two weights (k1, k2), each in [0, 1], not both 0 (published: [0.1, 0.9])",
+        )
+        check(len(self.reference) == 2, "reference", list(self.reference), "two numbers")
+        check(
+            self.loat_early_epochs >= 0, "loat_early_epochs", self.loat_early_epochs, "must be >= 0"
+        )
+        check(
+            self.loat_late_start is None or self.loat_late_start >= 1,
+            "loat_late_start",
+            self.loat_late_start,
+            "null or an epoch counted from 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimiser and learning-rate schedule, in epochs."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 2e-4
+    schedule: Literal["constant", "piecewise", "cosine"] = "constant"
+    milestones: list[int] = field(default_factory=lambda: list[int]())
+    """piecewise: after this many epochs …"""
+    factors: list[float] = field(default_factory=lambda: list[float]())
+    """… the learning rate is lr times this (not cumulative)."""
+    warmup_epochs: int = 0
+    """Linear warm-up over the first epochs, step by step."""
+    clip_norm: float | None = None
+    """Clip the global gradient norm to this."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "lr", self.lr, "must be > 0")
+        check(0 <= self.momentum < 1, "momentum", self.momentum, "must be in [0, 1)")
+        check(
+            not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "needs momentum > 0"
+        )
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be >= 0")
+        check(
+            len(self.milestones) == len(self.factors),
+            "factors",
+            self.factors,
+            f"one factor for each milestone of {self.milestones}",
+        )
+        check(
+            self.schedule == "piecewise" or not self.milestones,
+            "milestones",
+            self.milestones,
+            "only with schedule: piecewise",
+        )
+        check(
+            self.milestones == sorted(set(self.milestones))
+            and all(m >= 1 for m in self.milestones),
+            "milestones",
+            self.milestones,
+            "rising epochs >= 1",
+        )
+        check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must be >= 0")
+        check(
+            self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "null or > 0"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length and batches of a run."""
+
+    epochs: int = 10
+    batch_size: int = 128
+    """Of all workers together: the number of workers does not change the batch."""
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, "epochs", self.epochs, "must be >= 1")
+        check(self.batch_size >= 2, "batch_size", self.batch_size, "must be >= 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How robust accuracy is measured while training: one fixed attack, on the held-out split."""
+
+    attack: AttackConfig = field(
+        default_factory=lambda: AttackConfig(
+            eps=8 / 255, step_size=2 / 255, num_steps=20, init="uniform", loss="ce"
+        )
+    )
+    every: int = 1
+    """Measure after every so many epochs, and after the last."""
+    batch_size: int = 256
+    num_images: int | None = None
+    """Use only the first so many held-out images; default: all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.every >= 1, "every", self.every, "must be >= 1")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "must be >= 1")
+        check(
+            self.num_images is None or self.num_images >= 1,
+            "num_images",
+            self.num_images,
+            "null (all) or >= 1",
+        )
+        check(
+            self.attack.loss != "auto",
+            "attack.loss",
+            self.attack.loss,
+            "ce or kl: the evaluation attack is the same whatever a run trains with",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything that decides the numbers of a training run."""
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check(
+            self.evaluation.num_images is None or self.evaluation.num_images <= self.data.holdout,
+            "evaluation.num_images",
+            self.evaluation.num_images,
+            f"at most data.holdout = {self.data.holdout}",
+        )
+        check(
+            self.objective.accuracy != "custom" or self.attack.loss != "auto",
+            "attack.loss",
+            self.attack.loss,
+            "say ce or kl: a custom objective does not imply the attack's loss",
+        )

@@ -1,0 +1,79 @@
+"""Optimisers, learning-rate schedules and the guarded update."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from morel_core.config import OptimizerConfig
+
+
+def make_optimizer(config: OptimizerConfig, net: nn.Module) -> Optimizer:
+    """The optimiser over ``net``'s trainable parameters.
+
+    Fused versions: besides their speed, they can leave an update out on the device's own decision.
+    """
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimizerConfig, epochs_done: float, num_epochs: int) -> float:
+    """The learning rate after ``epochs_done`` epochs (a fraction inside an epoch).
+
+    piecewise: ``lr · factors[i]`` from ``milestones[i]`` on; cosine: from lr to 0 over the run; a
+    linear warm-up over ``warmup_epochs`` multiplies either.
+    """
+    factor = 1.0
+    if config.schedule == "piecewise":
+        passed = [
+            f for m, f in zip(config.milestones, config.factors, strict=True) if epochs_done >= m
+        ]
+        factor = passed[-1] if passed else 1.0
+    elif config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, epochs_done / num_epochs)))
+    if epochs_done < config.warmup_epochs:
+        factor *= epochs_done / config.warmup_epochs
+    return config.lr * factor
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def update_if_finite(optimizer: Optimizer, loss: Tensor, clip_norm: float | None = None) -> Tensor:
+    """Clip, then update unless loss or gradient is not finite; decided on the device.
+
+    Args:
+        optimizer: fused, with gradients in place.
+        loss: scalar.
+        clip_norm: largest norm of the whole gradient; None does not clip.
+
+    Returns:
+        Boolean scalar on the device: whether the update was made.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    # Fused optimisers read these two attributes, as they do under a GradScaler.
+    optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    return finite

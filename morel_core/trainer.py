@@ -1,0 +1,266 @@
+"""The epoch loop: train, measure on the held-out split, keep the best, save and resume exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from morel_core import checkpoint
+from morel_core.attacks import PGD
+from morel_core.config import ExperimentConfig, ObjectiveConfig
+from morel_core.data import Batch, Batches, Dataset, load_data
+from morel_core.distributed import (
+    Shard,
+    average_over_ranks,
+    broadcast_buffers,
+    data_parallel,
+    rank,
+    world_size,
+)
+from morel_core.errors import MorelError
+from morel_core.evaluation import CLEAN, EvaluationResult, evaluate
+from morel_core.losses import MorelObjective, Outputs, Terms
+from morel_core.models import MorelNet, build_net
+from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
+from morel_core.seeding import derive_seed, sliced_randn
+from morel_core.step import gradient_shares, train_step
+
+Metrics = dict[str, float]
+EpochCallback = Callable[[Metrics], None]
+
+
+class Trainer:
+    """Trains one network; ``for metrics in trainer.epochs(): …`` or ``trainer.fit()``.
+
+    Runs alone or as one rank of an initialised process group. All randomness follows from
+    (seed, epoch, step), so that a run resumed from a checkpoint goes on as if nothing had happened.
+
+    Args:
+        config: what to train.
+        data: the data set; default: loaded as ``config.data`` says.
+        net: the network; default: built as ``config.model`` says, with weights from the seed.
+        device: where to train.
+        accuracy: a user's own accuracy objective, with ``config.objective.accuracy = "custom"``.
+
+    Raises:
+        ConfigError: settings that do not fit the data.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        data: Dataset | None = None,
+        net: MorelNet | None = None,
+        device: torch.device | str = "cpu",
+        accuracy: Callable[[Outputs, ObjectiveConfig], dict[str, Tensor]] | None = None,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.data = data or load_data(config.data, self.device)
+        self.objective = MorelObjective(config.objective, accuracy)
+        self.attack = PGD.from_config(config.attack, self.objective.attack_loss)
+        self.eval_attack = PGD.from_config(config.evaluation.attack, "ce")
+        self.net = net or build_net(
+            config.model,
+            num_classes=self.data.num_classes,
+            shape=self.data.shape,
+            seed=derive_seed(config.seed, "weights"),
+        )
+        self.net.to(self.device).train()
+        for parameter in self.net.embedder_parameters():
+            parameter.requires_grad_(config.objective.morel)  # DDP wants every parameter used
+        self.batches = Batches(
+            self.data.train,
+            config.training.batch_size,
+            seed=config.seed,
+            augmentation=config.data.augmentation,
+            crop_padding=config.data.crop_padding,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        self.optimizer = make_optimizer(config.optimizer, self.net)
+        self.parallel_objective = data_parallel(self.net, self.objective)
+        self.epoch = 0
+        self.history: list[Metrics] = []
+        self.best: Metrics | None = None
+        self.best_state = self._copy_of_state()
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is at its end: all epochs trained, or diverged."""
+        return self.epoch >= self.config.training.epochs or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss or gradient was not finite."""
+        return bool(self.history) and self.history[-1]["diverged"] > 0
+
+    def fit(self, callback: EpochCallback | None = None) -> list[Metrics]:
+        """Train to the end; ``callback`` sees each epoch's metrics. Returns all epochs' metrics."""
+        for metrics in self.epochs():
+            if callback is not None:
+                callback(metrics)
+        return self.history
+
+    def epochs(self) -> Iterator[Metrics]:
+        """The remaining epochs, one after the other."""
+        while not self.done:
+            yield self.run_epoch()
+
+    def run_epoch(self) -> Metrics:
+        """Train one epoch and measure.
+
+        Returns:
+            Plain floats: ``epoch``, ``num_epochs``, ``lr``, ``loss.*`` (means over the epoch),
+            ``gradient_share.*`` (of its first batch), ``seconds``, ``images_per_second``,
+            ``diverged``; where the epoch was measured: ``clean_accuracy``, ``robust_accuracy``,
+            each with ``_low`` and ``_high``, and ``best_*`` of the best epoch so far.
+        """
+        if self.epoch >= self.config.training.epochs:
+            raise MorelError(f"all {self.config.training.epochs} epochs are trained")
+        started = time.perf_counter()
+        self.epoch += 1
+        metrics: Metrics = {
+            "epoch": self.epoch,
+            "num_epochs": self.config.training.epochs,
+            **self._train(),
+        }
+        metrics["seconds"] = time.perf_counter() - started
+        images = len(self.batches) * self.config.training.batch_size
+        metrics["images_per_second"] = images / metrics["seconds"]
+        if not metrics["diverged"] and self._is_measured():
+            metrics |= self._measure()
+        if self.best is not None:
+            metrics |= {f"best_{key}": value for key, value in self.best.items()}
+        self.history.append(metrics)
+        return metrics
+
+    def _train(self) -> Metrics:
+        config, steps = self.config, len(self.batches)
+        torch.manual_seed(derive_seed(config.seed, "dropout", self.epoch, rank()))
+        self.net.train()
+        sums: dict[str, Tensor] = {}
+        shares: dict[str, Tensor] = {}
+        steps_finite = torch.zeros((), device=self.device)
+        lr = 0.0
+        for step, batch in enumerate(self.batches.epoch(self.epoch)):
+            lr = learning_rate(
+                config.optimizer, self.epoch - 1 + step / steps, config.training.epochs
+            )
+            set_learning_rate(self.optimizer, lr)
+            terms, finite = self._step(batch, shares if step == 0 else None)
+            for name, value in terms.scalars().items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+            steps_finite += finite
+        means = average_over_ranks(torch.stack([s.double() for s in sums.values()]) / steps)
+        metrics: Metrics = {"lr": lr, "diverged": float(steps_finite.item() < steps)}
+        metrics |= {f"loss.{k}": v for k, v in zip(sums, means.tolist(), strict=True)}
+        return metrics | {f"gradient_share.{k}": v.item() for k, v in shares.items()}
+
+    def _step(self, batch: Batch, shares: dict[str, Tensor] | None) -> tuple[Terms, Tensor]:
+        """One optimisation step; fills ``shares`` if it is given."""
+        broadcast_buffers(self.net)
+        noise = sliced_randn(
+            batch.seed, batch.sizes, batch.rank, batch.x.shape[1:], batch.x.dtype, self.device
+        )
+
+        def note_shares(terms: Terms) -> None:
+            if shares is not None:
+                shares.update(gradient_shares(terms, self.net))
+
+        return train_step(
+            self.net,
+            self.parallel_objective,
+            self.attack,
+            self.optimizer,
+            batch.x,
+            batch.y,
+            noise=noise,
+            epoch=self.epoch,
+            num_epochs=self.config.training.epochs,
+            shard=Shard(batch.sizes, batch.rank),
+            clip_norm=self.config.optimizer.clip_norm,
+            inspect=note_shares,
+        )
+
+    def _is_measured(self) -> bool:
+        last = self.epoch == self.config.training.epochs
+        return last or self.epoch % self.config.evaluation.every == 0
+
+    def _measure(self) -> Metrics:
+        """Accuracies on the held-out split; keeps a copy of the best network."""
+        broadcast_buffers(self.net)
+        result = self.evaluate("holdout", {"robust": self.eval_attack})
+        metrics: Metrics = {"seconds_evaluation": sum(o.seconds for o in result.values())}
+        for key, name in (("clean_accuracy", CLEAN), ("robust_accuracy", "robust")):
+            low, high = result[name].interval
+            metrics |= {key: result[name].accuracy, f"{key}_low": low, f"{key}_high": high}
+        if self.best is None or metrics["robust_accuracy"] > self.best["robust_accuracy"]:
+            kept = ("clean_accuracy", "robust_accuracy")
+            self.best = {k: v for k, v in metrics.items() if k.startswith(kept)}
+            self.best["epoch"] = self.epoch
+            self.best_state = self._copy_of_state()
+        return metrics
+
+    def evaluate(self, split: str, attacks: dict[str, PGD]) -> EvaluationResult:
+        """The network as it stands on "holdout" or "test", by the config's evaluation settings."""
+        settings = self.config.evaluation
+        source = self.data.holdout if split == "holdout" else self.data.test
+        limit = settings.num_images if split == "holdout" else None
+        indices = torch.arange(len(source))[:limit]
+        return evaluate(
+            self.net,
+            source.fetch(indices).to(self.device),
+            source.labels[indices].to(self.device),
+            attacks,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            split=split,
+        )
+
+    def _copy_of_state(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+
+    def save(self, folder: Path | str) -> None:
+        """Write a checkpoint: the network as it stands and the best one, optimiser and progress."""
+        checkpoint.save_checkpoint(
+            Path(folder),
+            networks={"last": self.net.state_dict(), "best": self.best_state},
+            optimizer=self.optimizer.state_dict(),
+            progress={
+                "config": dataclasses.asdict(self.config),
+                "epoch": self.epoch,
+                "history": self.history,
+                "best": self.best,
+            },
+        )
+
+    def load(self, folder: Path | str) -> None:
+        """Go on from a checkpoint; raises `MorelError` if it is damaged or of another network."""
+        folder = Path(folder)
+        progress = checkpoint.load_progress(folder)
+        self._load_state(checkpoint.load_network(folder, "last"), folder)
+        self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
+        self.best_state = {
+            name: value.to(self.device) for name, value in checkpoint.load_network(folder).items()
+        }
+        self.epoch = progress["epoch"]
+        self.history = progress["history"]
+        self.best = progress["best"]
+
+    def load_best(self) -> None:
+        """Put the best network so far in place."""
+        self.net.load_state_dict(self.best_state)
+
+    def _load_state(self, state: dict[str, Tensor], folder: Path) -> None:
+        try:
+            self.net.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise MorelError(f"{folder}: belongs to another network: {reason}") from None

@@ -1,0 +1,97 @@
+"""Reaching Ray: a running cluster or a local one, and whether what is asked for is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from morel_core.errors import ConfigError, MorelError
+from orchestrator.config import RunConfig, ScalingConfig
+
+# Ray reads these when it starts; a user's own setting wins.
+RAY_ENVIRONMENT = {
+    # A report waits for the controller's next poll: 2 s would be most of a small run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: ours stands in their place
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def cluster_address(config: RunConfig) -> str | None:
+    """The address of the Ray to join; None for a local Ray of this command's own."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def local_resources() -> tuple[float, float]:
+    """(CPUs, GPUs) of this machine, without starting Ray."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return float(cpus or 1), float(torch.cuda.device_count())
+
+
+def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float) -> None:
+    """Raise `ConfigError` if the workers ask for more than ``cpus`` and ``gpus``."""
+    workers = scaling.num_workers
+    for kind, each, there in (
+        ("gpus_per_worker", scaling.gpus_per_worker, gpus),
+        ("cpus_per_worker", scaling.cpus_per_worker, cpus),
+    ):
+        unit = kind[:4].upper()
+        if workers * each > there:
+            raise ConfigError(
+                f"scaling.{kind}",
+                each,
+                f"{workers} worker(s) × {each:g} = {workers * each:g} {unit}, but {there:g} are "
+                "there: ask for fewer, or give a larger cluster with cluster.address",
+            )
+
+
+@contextmanager
+def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float, float]]:
+    """Ray, joined or started for the time inside; yields the cluster's (CPUs, GPUs).
+
+    Args:
+        config: ``cluster.address`` chooses.
+        dashboard: start the local Ray with its dashboard: without it, stopped multi-worker trials
+            keep their CPUs.
+
+    Raises:
+        MorelError: the cluster does not answer.
+    """
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():  # a notebook's or a test session's own
+        yield _resources()
+        return
+    address = cluster_address(config)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        cpus, _ = local_resources()
+        options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except Exception as error:
+        where = f"the Ray cluster at {address!r}" if address else "a local Ray"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MorelError(f"{where} cannot be reached: {reason}") from error
+    try:
+        yield _resources()
+    finally:
+        ray.shutdown()
+
+
+def _resources() -> tuple[float, float]:
+    import ray
+
+    there = ray.cluster_resources()
+    return float(there.get("CPU", 0)), float(there.get("GPU", 0))

@@ -1,0 +1,350 @@
+"""Run configs: recipe file + ``key=value`` overrides → one frozen, checked `RunConfig`.
+
+YAML cannot execute anything here: the only interpolation is ``${frac:8,255}``, and names choose
+from registries, never from import paths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from morel_core.config import ExperimentConfig
+from morel_core.data import DATASETS
+from morel_core.errors import ConfigError, MorelError, check
+from morel_core.models import MODELS
+from morel_core.registry import suggestion
+
+T = TypeVar("T")
+FRACTION = re.compile(r"^(?:\$\{frac:\s*([\d.]+)\s*,\s*([\d.]+)\s*\}|([\d.]+)\s*/\s*([\d.]+))$")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+# What decides where and how fast a run goes, but not its numbers.
+NOT_SCIENTIFIC = ("name", "storage_path", "scaling", "tracking", "cluster", "checkpoint")
+NOT_SCIENTIFIC_DATA = ("root", "download")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig:
+    """Workers of one training run; Ray starts one process for each."""
+
+    num_workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.num_workers >= 1, "num_workers", self.num_workers, "must be >= 1")
+        check(self.cpus_per_worker >= 1, "cpus_per_worker", self.cpus_per_worker, "must be >= 1")
+        check(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow records."""
+
+    uri: str | None = None
+    """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else sqlite:///<storage_path>/mlflow.db."""
+    experiment: str = "morel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Which Ray to use."""
+
+    address: str | None = None
+    """Address of a running Ray; default: RAY_ADDRESS, else a local Ray for this command alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run saves itself. The last and the best checkpoint are kept."""
+
+    every_seconds: float = 300.0
+    """Save when this long has passed since the last save, beside the end of the run."""
+
+    def __post_init__(self) -> None:
+        check(self.every_seconds >= 0, "every_seconds", self.every_seconds, "seconds >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ExperimentConfig):
+    """An experiment, and where it runs and is recorded."""
+
+    name: str | None = None
+    """Name of the run: the same name resumes it. Default: recipe and time."""
+    storage_path: str = "~/morel_runs"
+    """Folder or s3:// / gs:// URI of checkpoints and journals; every node must see it."""
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name("name", self.name)
+        object.__setattr__(self, "storage_path", absolute_storage(self.storage_path))
+        check(
+            self.training.batch_size >= 2 * self.scaling.num_workers,
+            "training.batch_size",
+            self.training.batch_size,
+            f"at least 2 images for each of scaling.num_workers = {self.scaling.num_workers}",
+        )
+
+
+def check_name(key: str, name: str | None) -> None:
+    """A name becomes a folder: letters, digits and ``._-`` only; raises `ConfigError`."""
+    check(
+        name is None or NAME.match(name) is not None,
+        key,
+        name,
+        "letters, digits, '.', '_' and '-' only, at most 100, not starting with a mark",
+    )
+
+
+def absolute_storage(path: str) -> str:
+    """``path`` made absolute; a relative one is refused in a Ray job, whose folder is a cache."""
+    if "://" in path:
+        return path
+    expanded = Path(path).expanduser()
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    check(
+        expanded.is_absolute() or not in_job,
+        "storage_path",
+        path,
+        "must be absolute in a Ray job: the job's working directory vanishes with it",
+    )
+    return str(expanded.absolute())
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """The MLflow URI of a run: config, else environment, else SQLite beside the storage."""
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    if "://" in config.storage_path:
+        raise ConfigError(
+            "tracking.uri",
+            None,
+            f"needed with storage_path = {config.storage_path!r}: http://host:port or sqlite:////path.db",
+        )
+    return f"sqlite:///{config.storage_path}/mlflow.db"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def packaged(kind: str) -> dict[str, Path]:
+    """The YAML files that come with the project: ``kind`` is "recipes" or "search_spaces"."""
+    # Beside this package, in a checkout as in an installation.
+    folder = Path(__file__).parents[1] / kind
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_file(kind: str, name_or_path: str) -> Path:
+    """A packaged file by name, or any file by path; raises `MorelError` listing the known names."""
+    known = packaged(kind)
+    if name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    raise MorelError(
+        f"{kind[:-1].replace('_', ' ')} {name_or_path!r} is neither a file nor a known name: "
+        f"{suggestion(name_or_path, list(known))}"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises `MorelError` with the line if it is no such thing."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise MorelError(f"{path}: {error}") from None
+    except Exception as error:  # yaml's errors share no base class with the above
+        raise MorelError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise MorelError(f"{path}: must hold keys and values, not {type(content).__name__}")
+    return cast(dict[str, Any], content)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """``["a.b=1"]`` → ``{"a.b": 1}``, values read as YAML; raises `MorelError`."""
+    values: dict[str, Any] = {}
+    for item in overrides:
+        key, sign, _ = item.partition("=")
+        if not sign or not key.strip():
+            raise MorelError(f"override {item!r}: write key=value, as in training.epochs=5")
+        try:
+            parsed = OmegaConf.from_dotlist([item])
+            values[key.strip()] = OmegaConf.to_container(parsed, resolve=False)
+        except Exception as error:
+            raise MorelError(f"override {item!r}: {' '.join(str(error).split())}") from None
+        for part in key.strip().split("."):
+            values[key.strip()] = values[key.strip()][part]
+    return values
+
+
+# --- mapping → dataclass -------------------------------------------------------------------------
+
+
+def number(value: Any) -> Any:
+    """``"${frac:8,255}"`` and ``"8/255"`` as floats; any other interpolation is refused."""
+    if isinstance(value, list):
+        return [number(item) for item in cast(list[Any], value)]
+    if not isinstance(value, str):
+        return value
+    match = FRACTION.match(value.strip())
+    if match:
+        top, bottom = (float(part) for part in match.groups() if part is not None)
+        if bottom == 0:
+            raise MorelError(f"{value!r} divides by zero")
+        return top / bottom
+    if "${" in value:
+        raise MorelError(f"{value!r}: the only interpolation in a config is ${{frac:8,255}}")
+    return value
+
+
+def nested_class(cls: type, key: str, mapping: Mapping[str, Any]) -> type | None:
+    """The dataclass of field ``key``, chosen by name for data and model; None for a plain value."""
+    hint = get_type_hints(cls)[key]
+    if not dataclasses.is_dataclass(hint):
+        return None
+    registry = {"data": DATASETS, "model": MODELS}.get(key)
+    if registry is None:
+        return cast(type, hint)
+    default_name = next(f.default for f in dataclasses.fields(hint) if f.name == "name")
+    section = mapping.get(key) or {}
+    return registry.get(str(section.get("name", default_name))).config_class
+
+
+def build(cls: type[T], mapping: Mapping[str, Any], *, source: str = "") -> T:
+    """A frozen dataclass from plain YAML values.
+
+    Args:
+        cls: the dataclass; fields that are dataclasses are built the same way.
+        mapping: nested plain values; keys left out keep their defaults.
+        source: file named in errors.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range, by its dotted key.
+    """
+    try:
+        return _build(cls, mapping)
+    except ConfigError as error:
+        raise ConfigError(error.key, error.value, error.allowed + in_source(source)) from None
+
+
+def in_source(source: str) -> str:
+    return f" (in {source})" if source else ""
+
+
+def _build(cls: type[T], mapping: Mapping[str, Any]) -> T:
+    names = [f.name for f in dataclasses.fields(cast(Any, cls))]
+    nested: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if key not in names:
+            raise ConfigError(key, value, f"unknown key; {suggestion(key, names)}")
+        child = nested_class(cls, key, mapping)
+        if child is None:
+            leaves[key] = number(value)
+            continue
+        if value is not None and not isinstance(value, Mapping):
+            raise ConfigError(key, value, "must be a section with keys of its own")
+        try:
+            nested[key] = _build(child, cast(Mapping[str, Any], value or {}))
+        except ConfigError as error:
+            raise error if error.key == f"{key}.name" else error.within(key) from None
+    return cls(**typed_leaves(cls, leaves), **nested)
+
+
+def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """``leaves`` converted to the field types of ``cls`` by OmegaConf; raises `ConfigError`."""
+    schema = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(schema, False)
+    hints = get_type_hints(cls)
+    for key, value in leaves.items():
+        is_tuple = isinstance(value, list) and get_origin(hints[key]) is tuple  # YAML has lists
+        try:
+            schema[key] = tuple(cast(list[Any], value)) if is_tuple else value
+        except OmegaConfBaseException as error:
+            reason = str(error).strip().splitlines()[0].replace("$", "")
+            raise ConfigError(key, value, reason) from None
+    plain = cast(dict[str, Any], OmegaConf.to_container(schema, resolve=True))
+    return {key: plain[key] for key in leaves}
+
+
+def put(mapping: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set ``mapping["a"]["b"]`` for ``"a.b"``; renaming a section drops its old name's settings."""
+    *sections, leaf = dotted.split(".")
+    for section in sections:
+        if not isinstance(mapping.get(section), dict):
+            mapping[section] = {}
+        mapping = mapping[section]
+    if leaf == "name" and sections in (["data"], ["model"]) and mapping.get("name") != value:
+        mapping.clear()
+    mapping[leaf] = value
+
+
+def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a recipe (name or file) with ``key=value`` overrides, checked.
+
+    Raises:
+        MorelError: no such recipe, or broken YAML.
+        ConfigError: the first setting that is wrong, where it stands, and what is allowed.
+    """
+    path = find_file("recipes", recipe)
+    mapping = read_yaml(path)
+    values = parse_overrides(overrides)
+    # A new model or data name first, so that the other overrides reach its own settings.
+    for key in sorted(values, key=lambda key: (not key.endswith(".name"), key)):
+        put(mapping, key, values[key])
+    try:
+        return build(RunConfig, mapping)
+    except ConfigError as error:
+        given_here = any(error.key.startswith(key) for key in values)
+        source = "the command line" if given_here else str(path)
+        raise ConfigError(error.key, error.value, error.allowed + in_source(source)) from None
+
+
+def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
+    """A copy of ``config`` with dotted keys replaced, checked again; raises `ConfigError`."""
+    mapping = to_dict(config)
+    for key in sorted(values, key=lambda key: (not key.endswith(".name"), key)):
+        put(mapping, key, values[key])
+    return build(RunConfig, mapping)
+
+
+# --- dataclass → mapping -------------------------------------------------------------------------
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values (lists for tuples), ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` → ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(cast(Mapping[str, Any], value), f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def run_key(config: ExperimentConfig) -> str:
+    """Hash of what decides the numbers: twins share it, whatever their name, place or workers."""
+    mapping = {k: v for k, v in to_dict(config).items() if k not in NOT_SCIENTIFIC}
+    mapping["data"] = {k: v for k, v in mapping["data"].items() if k not in NOT_SCIENTIFIC_DATA}
+    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:16]

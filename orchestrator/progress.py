@@ -1,0 +1,249 @@
+"""What a person sees: a live table on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from morel_core.evaluation import EvaluationResult
+from orchestrator.config import RunConfig, tracking_uri
+from orchestrator.records import evaluation_attack, ui_command
+from orchestrator.trials import Trial
+
+if TYPE_CHECKING:
+    from orchestrator.train import TrainResult
+    from orchestrator.tune import SearchResult
+
+STATES = {
+    "running": "cyan",
+    "finished": "green",
+    "stopped": "yellow",
+    "diverged": "red",
+    "failed": "red",
+}
+
+
+def percent(value: float | None) -> str:
+    """``93.1``, or a dash."""
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def with_interval(values: Mapping[str, Any], key: str) -> str:
+    """``87.3 [83.2, 90.6]`` in per cent; a dash where it was not measured."""
+    if key not in values:
+        return "–"
+    low, high = percent(values[f"{key}_low"]), percent(values[f"{key}_high"])
+    return f"{percent(values[key])} [{low}, {high}]"
+
+
+def trial_table(trials: Sequence[Trial], attack: str, *, winner: Trial | None = None) -> Table:
+    """All trials: the best epoch's held-out accuracies, and why each stopped."""
+    table = Table(title_justify="left", caption_justify="left", header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("trial", overflow="fold")
+    table.add_column("clean %", justify="right")
+    table.add_column("robust % [95 %]", justify="right", no_wrap=True)
+    table.add_column("epochs", justify="right")
+    table.add_column("s", justify="right")
+    table.add_column("why it stopped", overflow="fold")
+    for trial in trials:
+        style = STATES[trial.state]
+        mark = "* " if winner is not None and trial.run_id == winner.run_id else ""
+        table.add_row(
+            str(trial.number),
+            mark + trial.label,
+            percent(trial.last.get("best_clean_accuracy")),
+            with_interval(trial.last, "best_robust_accuracy"),
+            str(trial.epoch),
+            f"{trial.seconds:.0f}",
+            f"[{style}]{trial.reason or trial.state}[/]",
+        )
+    table.caption = f"held-out accuracies of each trial's best epoch; attack: {attack}"
+    return table
+
+
+class SearchProgress:
+    """A table that is redrawn on a terminal; elsewhere one line for each thing that happens."""
+
+    def __init__(self, console: Console, attack: str, total: int) -> None:
+        self.console = console
+        self.attack = attack
+        self.total = total
+        self.said: dict[str, str] = {}
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> SearchProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def update(self, trials: Sequence[Trial]) -> None:
+        """See `orchestrator.trials.View`."""
+        if self.console.is_terminal:
+            done = sum(trial.state != "running" for trial in trials)
+            table = trial_table(trials, self.attack)
+            table.title = f"{done} of {self.total} trials done"
+            self.live.update(table)
+            return
+        for trial in trials:
+            line = self._line(trial)
+            if self.said.get(trial.run_id) != line:
+                self.said[trial.run_id] = line
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, trial: Trial) -> str:
+        head = f"trial {trial.number}/{self.total} {trial.label}: "
+        if not trial.last and not trial.reason:
+            return head + "started"
+        numbers = (
+            f"epoch {trial.epoch}, clean {percent(trial.last.get('clean_accuracy'))} %, "
+            f"robust {with_interval(trial.last, 'robust_accuracy')} %"
+        )
+        return head + (f"{trial.reason}; {numbers}" if trial.reason else numbers)
+
+
+def epoch_line(metrics: Mapping[str, Any]) -> str:
+    """One epoch of a training run."""
+    line = (
+        f"epoch {int(metrics['epoch'])}/{int(metrics['num_epochs'])}  "
+        f"loss {metrics['loss.total']:.4f}  lr {metrics['lr']:.2g}  "
+        f"{metrics['images_per_second']:.0f} images/s"
+    )
+    if "robust_accuracy" in metrics:
+        line += (
+            f"  clean {percent(metrics['clean_accuracy'])} %"
+            f"  robust {with_interval(metrics, 'robust_accuracy')} %"
+        )
+    return line + ("  DIVERGED" if metrics["diverged"] else "")
+
+
+def evaluation_table(result: EvaluationResult) -> Table:
+    """Every attack with its accuracy and interval."""
+    table = Table(header_style="bold")
+    for heading in ("attack", "accuracy % [95 %]", "images", "seconds"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for name, outcome in result.items():
+        low, high = outcome.interval
+        table.add_row(
+            name,
+            f"{percent(outcome.accuracy)} [{percent(low)}, {percent(high)}]",
+            str(outcome.num_images),
+            f"{outcome.seconds:.1f}",
+        )
+    return table
+
+
+# --- the end of a command ------------------------------------------------------------------------
+
+
+def search_summary(result: SearchResult) -> dict[str, Any]:
+    """A finished search, plain."""
+    keys = ("clean_accuracy", "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high")
+    return {
+        "name": result.search.base.name,
+        "experiment": result.search.base.tracking.experiment,
+        "tracking_uri": tracking_uri(result.search.base),
+        "attack": evaluation_attack(result.search.base).name,
+        "seconds": result.seconds,
+        "recorded": result.recorded,
+        "winner": result.winner.run_id if result.winner else None,
+        "trials": [
+            {
+                "run_id": trial.run_id,
+                "number": trial.number,
+                "label": trial.label,
+                "state": trial.state,
+                "stop_reason": trial.reason,
+                "epochs": trial.epoch,
+                "seconds": trial.seconds,
+                "params": trial.params,
+                **{key: trial.last.get(f"best_{key}") for key in keys},
+                "test": trial.test,
+            }
+            for trial in result.trials
+        ],
+    }
+
+
+def print_search(console: Console, result: SearchResult) -> None:
+    """The table of trials, the winner, and where to look."""
+    search, winner = result.search, result.winner
+    attack = evaluation_attack(search.base).name
+    table = trial_table(result.trials, attack, winner=winner)
+    table.title = f"{search.base.name}: {len(result.trials)} trials in {result.seconds:.0f} s"
+    console.print(table)
+    if winner is None:
+        console.print("no trial was trained to the end and measured: there is no winner")
+    else:
+        console.print(
+            f"best: trial {winner.number} ({winner.label}), held-out robust accuracy "
+            f"{with_interval(winner.last, 'best_robust_accuracy')} %: the largest of several noisy "
+            "numbers, so biased upwards",
+            markup=False,
+        )
+        console.print(f"      on the test set: {test_line(winner.test)}", markup=False)
+    print_where(console, search.base, result.recorded)
+
+
+def test_line(metrics: Mapping[str, float]) -> str:
+    """The test set's numbers in one line."""
+    names = [
+        key.removeprefix("test.")
+        for key in metrics
+        if key.startswith("test.") and f"{key}_low" in metrics
+    ]
+    parts = [
+        f"{name.removeprefix('robust.')} {with_interval(metrics, f'test.{name}')} %"
+        for name in names
+    ]
+    return ", ".join(parts) or "not measured"
+
+
+def train_summary(result: TrainResult) -> dict[str, Any]:
+    """A finished run, plain."""
+    return {
+        "name": result.config.name,
+        "experiment": result.config.tracking.experiment,
+        "tracking_uri": tracking_uri(result.config),
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "stop_reason": result.stop_reason,
+        "metrics": result.metrics,
+        "checkpoint": result.checkpoint,
+        "recorded": result.recorded,
+    }
+
+
+def print_train(console: Console, result: TrainResult) -> None:
+    """The run's numbers, and where to look."""
+    attack = evaluation_attack(result.config).name
+    held_out = with_interval(result.metrics, f"best.holdout.robust.{attack}")
+    console.print(
+        f"{result.config.name}: {result.stop_reason} in {result.seconds:.0f} s", markup=False
+    )
+    if "best.epoch" in result.metrics:
+        epoch = int(result.metrics["best.epoch"])
+        console.print(f"best epoch {epoch}: held-out robust {held_out} % ({attack})", markup=False)
+        console.print(f"test set: {test_line(result.metrics)}", markup=False)
+    console.print(f"checkpoint: {result.checkpoint}", markup=False, soft_wrap=True)
+    print_where(console, result.config, result.recorded)
+
+
+def print_where(console: Console, config: RunConfig, recorded: bool) -> None:
+    """The command that shows the runs in MLflow."""
+    if not recorded:
+        console.print(
+            f"MLflow at {tracking_uri(config)} lacks some events: they wait in "
+            f"{config.storage_path}/{config.name}/journal and the next run of this name sends them",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(f"look at the runs: {ui_command(config)}", markup=False, soft_wrap=True)

@@ -1,0 +1,200 @@
+"""From the trainer's numbers to what is recorded: metric names, parameters, tags."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from morel_core.attacks import PGD
+from morel_core.data import Dataset
+from morel_core.errors import MorelError
+from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
+from orchestrator.tracking import (
+    DatasetPayload,
+    Journal,
+    MlflowTracker,
+    ModelPayload,
+    Recorder,
+)
+
+PACKAGES = ("torch", "torchvision", "ray", "mlflow", "omegaconf", "optuna", "numpy")
+ACCURACIES = ("clean_accuracy", "robust_accuracy")
+ENDS = ("", "_low", "_high")
+
+
+def evaluation_attack(config: RunConfig) -> PGD:
+    """The attack that every run of a search is measured with."""
+    return PGD.from_config(config.evaluation.attack, "ce")
+
+
+def accuracy_names(prefix: str, attack: str) -> dict[str, str]:
+    """Trainer's key → recorded metric, with the attack and its ε in the name."""
+    names = {"clean_accuracy": f"{prefix}.clean", "robust_accuracy": f"{prefix}.robust.{attack}"}
+    return {key + end: name + end for key, name in names.items() for end in ENDS}
+
+
+def epoch_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
+    """One epoch's metrics as they are recorded."""
+    names = accuracy_names("holdout", attack)
+    kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second")
+    recorded = {names[key]: value for key, value in metrics.items() if key in names}
+    return recorded | {key: value for key, value in metrics.items() if key.startswith(kept)}
+
+
+def best_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
+    """The best epoch so far, as it is recorded at the end of a run."""
+    names = accuracy_names("best.holdout", attack) | {"epoch": "best.epoch"}
+    return {
+        names[key.removeprefix("best_")]: value
+        for key, value in metrics.items()
+        if key.startswith("best_") and key.removeprefix("best_") in names
+    }
+
+
+def test_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """The final numbers on the test set, from an evaluation's record."""
+    metrics: dict[str, float] = {}
+    for name, outcome in record["outcomes"].items():
+        key = f"{record['split']}.{'clean' if name == 'clean' else f'robust.{name}'}"
+        metrics |= {key: outcome["accuracy"]}
+        metrics |= {f"{key}_low": outcome["low"], f"{key}_high": outcome["high"]}
+        metrics[f"{record['split']}.images"] = outcome["num_images"]
+    return metrics
+
+
+def dataset_record(config: RunConfig, data: Dataset) -> DatasetPayload:
+    """What MLflow's dataset entry shows."""
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "num_classes": data.num_classes,
+        "sizes": {
+            "train": len(data.train),
+            "holdout": len(data.holdout),
+            "test": len(data.test),
+        },
+        "source": config.data.root or data.name,
+    }
+
+
+def git_commit() -> str:
+    """The commit of the code, ``-dirty`` if files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and git("status", "--porcelain") else commit or "unknown"
+
+
+def environment_tags() -> dict[str, str]:
+    """Commit, package versions and machine."""
+    tags = {"morel.commit": git_commit(), "morel.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"morel.version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return tags
+
+
+def run_tags(config: RunConfig, kind: str) -> dict[str, str]:
+    """Tags that every run carries; twins share ``morel.key``."""
+    return {
+        "morel.kind": kind,
+        "morel.key": run_key(config),
+        "morel.objective": config.objective.accuracy,
+        "morel.attack.evaluation": evaluation_attack(config).name,
+        "morel.storage": f"{config.storage_path}/{config.name}",
+        **environment_tags(),
+    }
+
+
+def params(config: RunConfig) -> dict[str, Any]:
+    """The resolved config, flat."""
+    return flatten(to_dict(config))
+
+
+def new_name(stem: str) -> str:
+    """A name for a run that was given none."""
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_storage(path: str) -> None:
+    """Raise `MorelError` unless ``path`` can be written."""
+    if "://" in path:
+        return  # Ray checks a remote path with a marker file before a run starts
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise MorelError(
+            f"storage_path = {path!r}: cannot be written ({error.strerror}): "
+            "choose another folder with storage_path=/some/folder"
+        ) from None
+
+
+def open_recorder(config: RunConfig) -> Recorder:
+    """The journal of ``config.name`` and its writer to MLflow; `MorelError` if unreachable."""
+    check_storage(config.storage_path)
+    tracker = MlflowTracker.connect(tracking_uri(config), config.tracking.experiment)
+    return Recorder(Journal(f"{config.storage_path}/{config.name}/journal"), tracker)
+
+
+def ui_command(config: RunConfig) -> str:
+    """The command that shows the recorded runs in a browser."""
+    uri = tracking_uri(config)
+    if uri.startswith(("http://", "https://")):
+        return f"open {uri}"
+    return f"mlflow ui --backend-store-uri '{uri}'"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported model in the run's storage, and the evaluation that came with it."""
+
+    metrics: dict[str, float]
+    model: ModelPayload
+    evaluation: str
+
+
+def store_export(folder: str, final: Mapping[str, Any]) -> Exported:
+    """Put the exported files of `measure_final` into ``folder`` (path or URI)."""
+    import torch
+
+    target = f"{folder}/model"
+    for name, content in final["files"].items():
+        write_file(f"{target}/{name}", content)
+    return Exported(
+        metrics=test_metrics(final["record"]),
+        model={
+            "path": target,
+            "name": "model",
+            "input_shape": final["shape"],
+            "num_classes": final["num_classes"],
+            "torch_version": torch.__version__,
+        },
+        evaluation=final["json"],
+    )
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Write a file at a local path or a pyarrow URI."""
+    from pyarrow import fs
+
+    system, inside = fs.FileSystem.from_uri(path if "://" in path else Path(path).as_uri())
+    system.create_dir(inside.rpartition("/")[0], recursive=True)
+    with system.open_output_stream(inside) as stream:
+        stream.write(content)

@@ -1,0 +1,354 @@
+"""Search files: YAML + ``key=value`` → one frozen, checked `SearchConfig`, before Ray starts.
+
+``search_spaces/demo.yaml`` shows every section of such a file. What can be wrong with it is
+reported in one line that names the file, the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from morel_core.errors import ConfigError, MorelError, check
+from morel_core.registry import suggestion
+from orchestrator.config import (
+    RunConfig,
+    build,
+    compose,
+    find_file,
+    flatten,
+    number,
+    packaged,
+    parse_overrides,
+    read_yaml,
+    with_overrides,
+)
+from orchestrator.parameters import ChoiceParameter, Parameter, SearchSpace, Values
+from orchestrator.space_builder import (
+    build_baselines,
+    build_parameters,
+    check_names,
+    check_points,
+    in_order,
+    section_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalConfig:
+    """What the search makes better, measured on the held-out split."""
+
+    metric: Literal["robust_accuracy", "clean_accuracy"] = "robust_accuracy"
+    mode: Literal["max", "min"] = "max"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearcherConfig:
+    """Who proposes points: TPE (Bergstra et al. 2011), chance, a Sobol sequence, or every one."""
+
+    name: Literal["tpe", "random", "quasi_random", "grid"] = "tpe"
+    startup_trials: int | None = None
+    """tpe only: trials drawn at random before the model is used; default 10."""
+
+    def __post_init__(self) -> None:
+        if self.name == "tpe" and self.startup_trials is None:
+            object.__setattr__(self, "startup_trials", 10)
+        only_with("startup_trials", self.startup_trials, self.name, ("tpe",))
+        check(
+            self.startup_trials is None or self.startup_trials >= 0,
+            "startup_trials",
+            self.startup_trials,
+            "must be >= 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Who stops trials early: ASHA (Li et al. 2020), the median rule, or nobody. In epochs."""
+
+    name: Literal["asha", "median", "none"] = "asha"
+    grace_period: int | None = None
+    """asha, median: no trial stops before this many epochs; default 1."""
+    reduction_factor: int | None = None
+    """asha: of so many trials at a rung one goes on; rungs are as far apart. Default 3."""
+
+    def __post_init__(self) -> None:
+        if self.name != "none" and self.grace_period is None:
+            object.__setattr__(self, "grace_period", 1)
+        if self.name == "asha" and self.reduction_factor is None:
+            object.__setattr__(self, "reduction_factor", 3)
+        for key, least, users in (
+            ("grace_period", 1, ("asha", "median")),
+            ("reduction_factor", 2, ("asha",)),
+        ):
+            value = cast(int | None, getattr(self, key))
+            only_with(key, value, self.name, users)
+            check(value is None or value >= least, key, value, f"must be >= {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What one trial gets."""
+
+    workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.workers >= 1, "workers", self.workers, "must be >= 1")
+        check(self.cpus_per_worker >= 1, "cpus_per_worker", self.cpus_per_worker, "must be >= 1")
+        check(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """The keys of a search file."""
+
+    description: str = ""
+    recipe: str = "digits"
+    """The run that every trial changes: a recipe by name or file."""
+    overrides: dict[str, Any] = field(default_factory=lambda: Values())
+    """Fixed settings on top of the recipe, by dotted key."""
+    objective: GoalConfig = field(default_factory=GoalConfig)
+    searcher: SearcherConfig = field(default_factory=SearcherConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    num_trials: int = 10
+    """Points tried, baselines among them; each is crossed with every grid combination."""
+    time_budget_s: float | None = None
+    """No new trials after this many seconds, and running ones end; default: no limit."""
+    max_concurrent: int | None = None
+    """Trials at a time; default: what the cluster holds."""
+    seed: int = 0
+    """Of the searcher. What trials train with is the recipe's own ``seed``."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    parameters: dict[str, Any] = field(default_factory=lambda: Values())
+    baselines: dict[str, Any] = field(default_factory=lambda: Values())
+
+    def __post_init__(self) -> None:
+        check(self.num_trials >= 1, "num_trials", self.num_trials, "must be >= 1")
+        budget, concurrent = self.time_budget_s, self.max_concurrent
+        check(budget is None or budget > 0, "time_budget_s", budget, "null or seconds > 0")
+        check(concurrent is None or concurrent >= 1, "max_concurrent", concurrent, "null or >= 1")
+        check(self.seed >= 0, "seed", self.seed, "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(SearchSettings):
+    """A checked search: its settings, its space, and the run that its trials change."""
+
+    name: str
+    source: str
+    """The file, as errors name it."""
+    space: SearchSpace
+    base: RunConfig
+    """Recipe, the file's ``overrides`` and the command line's; ``resources`` is its scaling."""
+
+    @property
+    def total_trials(self) -> int:
+        """Trials of the whole search: points × grid combinations."""
+        cells = len(self.space.grid())
+        if self.searcher.name != "grid":
+            return self.num_trials * cells
+        return min(self.num_trials * cells, len(self.planned()))
+
+    def planned(self) -> list[tuple[str | None, Values]]:
+        """Points known beforehand, as (baseline name or None, raw values), in order.
+
+        The baselines, each with every grid combination; with the searcher ``grid`` then all others.
+        """
+        space = self.space
+        plan: list[tuple[str | None, Values]] = [
+            (name, space.restrict({**point, **cell}))
+            for name, point in space.baselines.items()
+            for cell in space.grid()
+        ]
+        if self.searcher.name == "grid":
+            done = [params for _, params in plan]
+            plan += [(None, params) for params in space.combinations() if params not in done]
+        return plan
+
+    def trial_config(self, params: Mapping[str, Any]) -> RunConfig:
+        """The run of a trial with raw values ``params``; raises `ConfigError`."""
+        return with_overrides(self.base, self.space.overrides(params))
+
+
+def load_search(name_or_path: str, overrides: Sequence[str] = ()) -> SearchConfig:
+    """A search by name or file, with ``key=value`` overrides, checked as far as is possible.
+
+    Args:
+        name_or_path: a file of ``search_spaces/`` by name, or any file.
+        overrides: for the search or for its run, as on the command line (`split_overrides`).
+
+    Raises:
+        MorelError: no such file, or broken YAML.
+        ConfigError: the first thing that is wrong, where it stands, and what is allowed.
+    """
+    path = find_file("search_spaces", name_or_path)
+    own = path in packaged("search_spaces").values()
+    source = f"search_spaces/{path.name}" if own else str(path)
+    search_items, run_items = split_overrides(overrides)
+    given, run_given = parse_overrides(search_items), parse_overrides(run_items)
+    mapping = read_yaml(path)
+    try:
+        for key in sorted(given, key=lambda key: (not key.endswith(".name"), key)):
+            put(mapping, key, given[key])
+        return _check_search(path.stem, source, mapping, run_given)
+    except ConfigError as error:
+        typed = any(
+            error.key == key or error.key.startswith(f"{key}.") for key in given | run_given
+        )
+        place = "command line" if typed else source
+        raise ConfigError(f"{place}: {error.key}", error.value, error.allowed) from None
+    except MorelError as error:
+        raise MorelError(f"{source}: {error}") from None
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """``key=value`` items for the search file, and those for the run of every trial.
+
+    A key belongs to the search if its first part is a key of the search file. ``objective`` is in
+    both: ``objective.metric`` and ``objective.mode`` are the search's, all others the run's.
+    ``seed`` is the searcher's; ``overrides.seed`` is what the trials train with.
+    """
+    search_keys = [f.name for f in dataclasses.fields(SearchSettings)]
+    run_keys = [f.name for f in dataclasses.fields(RunConfig)]
+    search: list[str] = []
+    run: list[str] = []
+    for item in overrides:
+        key, _, value = item.partition("=")
+        first, _, rest = key.strip().partition(".")
+        if first == "objective":
+            (search if rest in ("metric", "mode") else run).append(item)
+        elif first in search_keys:
+            search.append(item)
+        elif first in run_keys or "=" not in item:
+            run.append(item)
+        else:
+            known = search_keys + [name for name in run_keys if name not in search_keys]
+            raise ConfigError(key.strip(), value, f"unknown key; {suggestion(first, known)}")
+    return search, run
+
+
+def put(mapping: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of a search file; parameters' names may hold dots.
+
+    A new name of the searcher or scheduler drops the settings of the old one.
+    """
+    section, _, rest = key.partition(".")
+    if not rest:
+        mapping[section] = value
+        return
+    inner = mapping.get(section)
+    if not isinstance(inner, dict):
+        inner = mapping[section] = {}
+    inner = cast(dict[str, Any], inner)
+    if section == "parameters" and rest not in inner and not isinstance(value, dict):
+        name, _, rest = rest.rpartition(".")
+        check(name in inner, "parameters", name or rest, suggestion(name or rest, list(inner)))
+        inner = section_of(inner[name], f"parameters.{name}")
+    elif section == "baselines":
+        name, _, rest = rest.partition(".")
+        inner = inner.setdefault(name, {})
+    elif section in ("searcher", "scheduler") and rest == "name" and inner.get("name") != value:
+        inner.clear()
+    inner[rest] = value
+
+
+def check_resources(config: SearchConfig, available_cpus: float, available_gpus: float) -> None:
+    """Raise `ConfigError` if one trial of the search asks for more than there is."""
+    asked = config.resources
+    for kind, each, there in (
+        ("cpus", asked.cpus_per_worker, available_cpus),
+        ("gpus", asked.gpus_per_worker, available_gpus),
+    ):
+        need = asked.workers * each
+        check(
+            need <= there,
+            f"{config.source}: resources.{kind}_per_worker",
+            each,
+            f"one trial asks for {need:g} {kind.upper()[:-1]}s ({asked.workers} x {each:g}), but"
+            f" there are {there:g}: lower resources.workers or resources.{kind}_per_worker",
+        )
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+def _check_search(
+    name: str, source: str, mapping: Mapping[str, Any], run_given: Mapping[str, Any]
+) -> SearchConfig:
+    settings = build(SearchSettings, cast(dict[str, Any], _numbers(mapping)))
+    find_file("recipes", settings.recipe)
+    parameters = in_order(build_parameters(settings.parameters))
+    base = _base(settings, parameters, run_given, source)
+    check_names(parameters, base)
+    space = SearchSpace(parameters, build_baselines(settings.baselines, parameters, base))
+    _check_counts(settings, space)
+    check_points(space, base, settings.scheduler.grace_period)
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    return SearchConfig(**values, name=name, source=source, space=space, base=base)
+
+
+def _base(
+    settings: SearchSettings,
+    parameters: Mapping[str, Parameter],
+    run_given: Mapping[str, Any],
+    source: str,
+) -> RunConfig:
+    """The run that trials change; a setting cannot be both fixed and searched."""
+    fixed = flatten(settings.overrides)
+    for prefix, values in (("overrides.", fixed), ("", run_given)):
+        for key, value in values.items():
+            searched = f"{source} searches over it: narrow parameters.{key}, or use another file"
+            check(key not in parameters, prefix + key, value, searched)
+            workers = "the workers of a trial are set by resources.workers"
+            check(key.partition(".")[0] != "scaling", prefix + key, value, workers)
+    resources = settings.resources
+    scaling = {
+        "scaling.num_workers": resources.workers,
+        "scaling.cpus_per_worker": resources.cpus_per_worker,
+        "scaling.gpus_per_worker": resources.gpus_per_worker,
+    }
+    try:
+        return with_overrides(compose(settings.recipe), {**fixed, **run_given, **scaling})
+    except ConfigError as error:
+        ours = any(f"{key}.".startswith(f"{error.key}.") for key in fixed if key not in run_given)
+        raise (error.within("overrides") if ours else error) from None
+
+
+def _check_counts(settings: SearchSettings, space: SearchSpace) -> None:
+    """The number of trials fits the baselines, and the searcher fits the parameters."""
+    points, fixed = settings.num_trials, len(space.baselines)
+    names = ", ".join(space.baselines)
+    check(points >= fixed, "num_trials", points, f"at least the {fixed} baselines ({names})")
+    if settings.searcher.name == "grid":
+        for name, parameter in space.sampled.items():
+            check(
+                isinstance(parameter, ChoiceParameter),
+                f"parameters.{name}",
+                parameter.describe(),
+                "searcher grid tries every value: write type grid or choice, or another searcher",
+            )
+    else:
+        check(
+            bool(space.sampled) or points == fixed,
+            "num_trials",
+            points,
+            f"nothing is sampled after the {fixed} baselines ({names}): write that number, or"
+            " searcher.name grid",
+        )
+
+
+def _numbers(value: Any) -> Any:
+    """Fractions as numbers, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in cast(Mapping[str, Any], value).items()}
+    return number(value)
+
+
+def only_with(key: str, value: object, name: str, users: tuple[str, ...]) -> None:
+    """Refuse an option that the chosen algorithm would not read."""
+    readers = " or ".join(users)
+    check(value is None or name in users, key, value, f"only with name: {readers}, not {name}")

@@ -1,0 +1,32 @@
+"""Recording: events, a durable journal, and one idempotent writer to MLflow."""
+
+from orchestrator.tracking.events import (
+    DatasetPayload,
+    EpochPayload,
+    Event,
+    FinalPayload,
+    ModelPayload,
+    StartPayload,
+)
+from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.recorder import Recorder, Rejection, Replay, replay
+from orchestrator.tracking.tracker import MemoryTracker, NullTracker, Tracker
+
+__all__ = [
+    "DatasetPayload",
+    "EpochPayload",
+    "Event",
+    "FinalPayload",
+    "Journal",
+    "MemoryTracker",
+    "MlflowTracker",
+    "ModelPayload",
+    "NullTracker",
+    "Recorder",
+    "Rejection",
+    "Replay",
+    "StartPayload",
+    "Tracker",
+    "replay",
+]

@@ -1,0 +1,290 @@
+"""From the driver's calls to the journal, and from the journal to the tracker.
+
+Calls return once an event is in the journal and never wait for the tracker: a writer thread
+carries events over, in order, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from morel_core.errors import MorelError
+from orchestrator.tracking.events import (
+    DatasetPayload,
+    EpochPayload,
+    Event,
+    FinalPayload,
+    ModelPayload,
+    StartPayload,
+    Status,
+)
+from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.tracker import Tracker
+
+_logger = logging.getLogger(__name__)
+
+# What the event itself is to blame for, and another attempt would only repeat.
+_REJECTING = (MorelError, ValueError, TypeError, LookupError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An event that the tracker would not take; it stays in the journal."""
+
+    event: Event
+    reason: str
+
+
+class Replay(NamedTuple):
+    """What `replay` did, in events."""
+
+    delivered: int
+    skipped: int
+    """Already there."""
+    rejected: int
+
+
+class Recorder:
+    """Records runs durably first and in the tracker as soon as that is possible.
+
+    On construction, everything in the journal that the tracker does not have yet is queued.
+    Every method may be called from any thread.
+
+    Args:
+        journal: written synchronously; `MorelError` from it is the caller's to see.
+        tracker: used by the writer thread alone.
+        first_retry_s: pause after a failure, doubled after each further one …
+        last_retry_s: … up to this.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        tracker: Tracker,
+        *,
+        first_retry_s: float = 0.5,
+        last_retry_s: float = 30.0,
+    ) -> None:
+        self._journal = journal
+        self._tracker = tracker
+        self._first_retry_s = first_retry_s
+        self._last_retry_s = last_retry_s
+        self._changed = threading.Condition()
+        self._append_lock = threading.Lock()
+        self._queue: deque[Event] = deque()
+        self._steps: dict[str, int] = {}
+        self._rejected: list[Rejection] = []
+        self._last_error: str | None = None
+        self._closing = False
+        self._stopped = False
+        for event in journal.events():
+            self._enqueue(event)
+        self._writer = threading.Thread(target=self._write, name="morel-recorder", daemon=True)
+        self._writer.start()
+
+    @property
+    def pending(self) -> int:
+        """Events that the tracker does not have yet."""
+        with self._changed:
+            return len(self._queue)
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the writer is waiting at present; None while deliveries succeed."""
+        with self._changed:
+            return self._last_error
+
+    @property
+    def rejected(self) -> tuple[Rejection, ...]:
+        """What the tracker would not take since construction."""
+        with self._changed:
+            return tuple(self._rejected)
+
+    def start_run(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        config: Mapping[str, Any],
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        dataset: DatasetPayload | None = None,
+    ) -> bool:
+        """Record that a run begins; False if it had begun before (it is being resumed)."""
+        payload = StartPayload(
+            name=name,
+            parent=parent,
+            params=dict(params),
+            tags=dict(tags or {}),
+            config=dict(config),
+            dataset=dataset,
+        )
+        return self._append(run_id, "start", "start", payload)
+
+    def epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Record the metrics of an epoch, counted from 1; False if they were recorded before."""
+        payload = EpochPayload(epoch=epoch, metrics=dict(metrics))
+        return self._append(run_id, "epoch", f"epoch:{epoch}", payload)
+
+    def finish(
+        self,
+        run_id: str,
+        *,
+        status: Status,
+        stop_reason: str,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
+        note: str | None = None,
+        model: ModelPayload | None = None,
+    ) -> bool:
+        """Record how a run ended; False if exactly this is its recorded end.
+
+        Calling it again with more (test accuracies of a winner, a model) adds to the run.
+        """
+        payload = FinalPayload(
+            status=status,
+            stop_reason=stop_reason,
+            metrics=dict(metrics or {}),
+            tags=dict(tags or {}),
+            artifacts=dict(artifacts or {}),
+            texts=dict(texts or {}),
+            note=note,
+            model=model,
+        )
+        return self._append(run_id, "final", None, payload)
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until the tracker has everything, at most ``timeout_s``; returns `pending`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._queue, timeout_s)
+            return len(self._queue)
+
+    def close(self, timeout_s: float = 10.0) -> int:
+        """Deliver what can be delivered within ``timeout_s`` and stop.
+
+        Returns how many events the tracker still lacks; they stay in the journal, and `replay` or
+        the next `Recorder` on it carries them over. Later calls still reach the journal.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self.flush(timeout_s)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._writer.join(max(0.1, deadline - time.monotonic()))
+        if not self._writer.is_alive():
+            self._tracker.close()
+        return self.pending
+
+    def _append(
+        self,
+        run_id: str,
+        kind: Any,
+        key: str | None,
+        payload: StartPayload | EpochPayload | FinalPayload,
+    ) -> bool:
+        with self._append_lock:  # the queue keeps the journal's order
+            if key is None:
+                # The same end, with nothing between, is one end; after more epochs it is another.
+                digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+                key = f"final:{self._steps.get(run_id, 0)}:{digest[:12]}"
+            event = self._journal.append(run_id, kind, key, payload)
+            if event is None:
+                return False
+            self._enqueue(event)
+        return True
+
+    def _enqueue(self, event: Event) -> None:
+        if event.kind != "final":
+            self._steps[event.run_id] = self._steps.get(event.run_id, 0) + 1
+        with self._changed:
+            if not self._stopped:
+                self._queue.append(event)
+                self._changed.notify_all()
+
+    def _write(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if self._stopped or not self._queue:
+                    return
+                event = self._queue[0]
+            try:
+                self._tracker.apply(event)
+            except _REJECTING as error:
+                self._reject(event, error)
+            except Exception as error:
+                self._pause(failures, error)
+                failures += 1
+                continue
+            failures = 0
+            with self._changed:
+                self._last_error = None
+                self._queue.popleft()
+                self._changed.notify_all()
+
+    def _pause(self, failures: int, error: Exception) -> None:
+        """Wait before the next attempt; shortened when the recorder is being closed."""
+        pause = min(self._first_retry_s * 2 ** min(failures, 30), self._last_retry_s)
+        with self._changed:
+            self._last_error = _one_line(error)
+            if failures == 0:
+                _logger.warning(
+                    "recording is delayed, %d events wait in the journal: %s",
+                    len(self._queue),
+                    self._last_error,
+                )
+            closing = self._closing
+            pause = self._first_retry_s if closing else pause
+            self._changed.wait_for(lambda: self._stopped or self._closing != closing, timeout=pause)
+
+    def _reject(self, event: Event, error: Exception) -> None:
+        reason = _one_line(error)
+        _logger.warning("%s of run %s is not recorded: %s", event.key, event.run_id, reason)
+        with self._changed:
+            self._rejected.append(Rejection(event, reason))
+        _note_rejection(self._tracker, event, reason)
+
+
+def replay(journal: Journal, tracker: Tracker) -> Replay:
+    """Carry over everything that ``tracker`` lacks, in order; repeating it changes nothing.
+
+    Raises whatever the tracker raises while it is out of reach; what was delivered stays.
+    """
+    delivered = skipped = rejected = 0
+    for event in journal.events():
+        try:
+            applied = tracker.apply(event)
+        except _REJECTING as error:
+            _note_rejection(tracker, event, _one_line(error))
+            rejected += 1
+            continue
+        delivered += applied
+        skipped += not applied
+    return Replay(delivered, skipped, rejected)
+
+
+def _note_rejection(tracker: Tracker, event: Event, reason: str) -> None:
+    try:
+        tracker.reject(event, reason)
+    except Exception as error:  # the note is a courtesy; it must not stop what comes after
+        _logger.warning("the rejection of %s could not be noted: %s", event.key, error)
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

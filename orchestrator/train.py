@@ -1,0 +1,210 @@
+"""One distributed training run: Ray Train around `morel_core.Trainer`, recorded in MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from morel_core.data import load_data
+from morel_core.errors import MorelError
+from orchestrator import records
+from orchestrator.cluster import (
+    check_scaling,
+    cluster_address,
+    local_resources,
+    ray_session,
+)
+from orchestrator.config import RunConfig, to_dict
+from orchestrator.failures import failure_reason
+
+OnEpoch = Callable[[Mapping[str, Any]], None]
+END = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended."""
+
+    config: RunConfig
+    epochs: int
+    seconds: float
+    stop_reason: str
+    metrics: dict[str, float]
+    """As recorded in MLflow: best epoch on the held-out split, and the test set."""
+    checkpoint: str
+    diverged: bool
+    recorded: bool
+    """False if MLflow lacks something that waits in the journal."""
+
+
+def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
+    """Train ``config`` on its workers; the same name goes on where it stopped.
+
+    Args:
+        config: what to train and where.
+        on_epoch: sees each epoch's metrics as they arrive.
+
+    Raises:
+        MorelError: data, storage, cluster or MLflow are not as asked; or training failed.
+    """
+    if config.name is None:
+        config = dataclasses.replace(config, name=records.new_name("train"))
+    records.check_storage(config.storage_path)
+    if cluster_address(config) is None:
+        check_scaling(config.scaling, *local_resources())
+    data = load_data(config.data)
+    recorder = records.open_recorder(config)
+    run_id = str(config.name)
+    try:
+        recorder.start_run(
+            run_id,
+            name=run_id,
+            params=records.params(config),
+            config=to_dict(config),
+            tags=records.run_tags(config, "train"),
+            dataset=records.dataset_record(config, data),
+        )
+        with ray_session(config, dashboard=False) as there:
+            check_scaling(config.scaling, *there)
+            result = _fit(config, recorder, run_id, on_epoch)
+    finally:
+        pending = recorder.close()
+    return dataclasses.replace(result, recorded=pending == 0)
+
+
+class _Relay:
+    """Ray Train's callback, in the controller: hands each report to the driver's queue."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+
+    def make(self) -> Any:
+        from ray.train import UserCallback
+
+        queue = self.queue
+
+        class Relay(UserCallback):
+            def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+                # An exception here would end the run: losing a line on the screen is better.
+                try:
+                    path = checkpoint.path if checkpoint else None
+                    queue.put({**metrics[0], "checkpoint_path": path})
+                except Exception as error:
+                    print(f"report not relayed: {error}")
+
+        return Relay()
+
+
+def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None) -> TrainResult:
+    import ray
+    from ray import train as ray_train
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    from orchestrator import worker
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    seen: list[dict[str, Any]] = []
+    listener = threading.Thread(
+        target=_listen, args=(queue, config, recorder, run_id, on_epoch, seen), daemon=True
+    )
+    listener.start()
+    started = time.perf_counter()
+    trainer = TorchTrainer(
+        worker.train_loop,
+        train_loop_config=to_dict(config),
+        scaling_config=worker.scaling_config(config),
+        run_config=ray_train.RunConfig(
+            name=config.name,
+            storage_path=config.storage_path,
+            callbacks=[_Relay(queue).make()],
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray_train.FailureConfig(controller_failure_limit=3),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        queue.put(END)
+        listener.join(timeout=10)
+        reason = failure_reason(error)
+        recorder.finish(
+            run_id, status="FAILED", stop_reason=reason, tags={"morel.status": "failed"}
+        )
+        raise MorelError(f"run {run_id!r} failed: {reason}") from error
+    except KeyboardInterrupt:
+        recorder.finish(
+            run_id, status="KILLED", stop_reason="interrupted", tags={"morel.status": "killed"}
+        )
+        raise
+    queue.put(END)
+    listener.join(timeout=60)
+    if result.checkpoint is None:
+        raise MorelError(f"run {run_id!r} ended without a checkpoint")
+    seconds = time.perf_counter() - started
+    last = seen[-1] if seen else dict(result.metrics or {})
+    attack = records.evaluation_attack(config).name
+    scaling = config.scaling
+    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)(
+        worker.measure_final
+    )
+    diverged = bool(last.get("diverged"))
+    stop_reason = "diverged" if diverged else f"all {config.training.epochs} epochs trained"
+    metrics = records.best_metrics(last, attack)
+    metrics |= {"train.seconds": seconds}
+    metrics |= {"train.images_per_second": float(last.get("images_per_second", 0.0))}
+    model, artifacts = None, {}
+    if "best_epoch" in last:
+        final = ray.get(task.remote(to_dict(config), result.checkpoint))
+        exported = records.store_export(f"{config.storage_path}/{config.name}", final)
+        metrics |= exported.metrics
+        model, artifacts = exported.model, {"evaluation/test.json": exported.evaluation}
+    recorder.finish(
+        run_id,
+        status="FINISHED",
+        stop_reason=stop_reason,
+        metrics=metrics,
+        tags={
+            "morel.status": "diverged" if diverged else "finished",
+            "morel.diverged": str(diverged).lower(),
+            "morel.device": str(last.get("device", "unknown")),
+            "morel.checkpoint": result.checkpoint.path,
+        },
+        texts=artifacts,
+        model=model,
+    )
+    return TrainResult(
+        config=config,
+        epochs=int(last.get("epoch", 0)),
+        seconds=seconds,
+        stop_reason=stop_reason,
+        metrics=metrics,
+        checkpoint=result.checkpoint.path,
+        diverged=diverged,
+        recorded=True,
+    )
+
+
+def _listen(
+    queue: Any,
+    config: RunConfig,
+    recorder: Any,
+    run_id: str,
+    on_epoch: OnEpoch | None,
+    seen: list[dict[str, Any]],
+) -> None:
+    """Driver's thread: every relayed report into the journal and onto the screen."""
+    attack = records.evaluation_attack(config).name
+    while True:
+        report = queue.get()
+        if report == END:
+            return
+        for metrics in report["epochs"]:
+            recorder.epoch(run_id, int(metrics["epoch"]), records.epoch_metrics(metrics, attack))
+            if on_epoch is not None:
+                on_epoch(metrics)
+        seen.append(report)

@@ -1,0 +1,223 @@
+"""The trials of a search as the driver sees them: what happened, recorded as it arrives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from morel_core.errors import MorelError
+from orchestrator import records
+from orchestrator.config import to_dict
+from orchestrator.failures import failure_reason
+from orchestrator.search_space import SearchConfig
+from orchestrator.tracking import Recorder
+
+State = Literal["running", "finished", "stopped", "diverged", "failed"]
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One trial: its point, its newest numbers and how it ended."""
+
+    run_id: str
+    number: int
+    label: str
+    params: dict[str, Any]
+    baseline: str | None = None
+    state: State = "running"
+    reason: str = ""
+    last: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    """The newest report of the trainer."""
+    started: float = field(default_factory=time.time)
+    seconds: float = 0.0
+    checkpoint: str | None = None
+    test: dict[str, float] = field(default_factory=lambda: dict[str, float]())
+    """Final numbers on the test set: the winner's alone."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained."""
+        return int(self.last.get("epoch", 0))
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a best epoch."""
+        return "best_epoch" in self.last
+
+
+def best_trial(trials: Sequence[Trial], metric: str) -> Trial | None:
+    """The best one among those that trained furthest: numbers of different rungs do not mix."""
+    candidates = [t for t in trials if t.state == "finished" and t.measured and t.checkpoint]
+    furthest = max((trial.epoch for trial in candidates), default=0)
+    return max(
+        (trial for trial in candidates if trial.epoch == furthest),
+        key=lambda trial: (trial.last[f"best_{metric}"], -trial.number),
+        default=None,
+    )
+
+
+class View(Protocol):
+    """See `orchestrator.tune.SearchView`."""
+
+    def update(self, trials: Sequence[Trial]) -> None: ...
+
+
+class TrialBook:
+    """Follows Tune's trials in the driver: into the journal, and onto the screen."""
+
+    def __init__(self, search: SearchConfig, recorder: Recorder, view: View | None) -> None:
+        self.search = search
+        self.recorder = recorder
+        self.view = view
+        self.attack = records.evaluation_attack(search.base).name
+        self._trials: dict[str, Trial] = {}
+        self._filesystems: dict[str, Any] = {}
+        self._deadline = float("inf")
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials so far, in the order of the searcher."""
+        return sorted(self._trials.values(), key=lambda trial: trial.number)
+
+    def begin(self, time_budget_s: float | None) -> None:
+        """The search starts."""
+        if time_budget_s is not None:
+            self._deadline = time.time() + time_budget_s
+
+    def end(self) -> None:
+        """The search is over: what still seems to run was cut off by the time budget."""
+        for trial in self.trials:
+            if trial.state == "running":
+                self._close(trial, "stopped", "time budget spent")
+
+    def filesystem(self, trial: Trial) -> Any:
+        """The pyarrow file system that holds the trial's checkpoint."""
+        return self._filesystems[trial.run_id]
+
+    def start(self, tune_trial: Any) -> Trial:
+        """The trial of a Tune trial, recorded when it is first seen."""
+        run_id = self._id(tune_trial)
+        known = self._trials.get(run_id)
+        if known is not None:
+            known.state = "running"
+            return known
+        config = tune_trial.config
+        trial = Trial(
+            run_id=run_id,
+            number=int(config["index"]) + 1,
+            label=config["baseline"] or self.search.space.label(config["params"]),
+            params=dict(config["params"]),
+            baseline=config["baseline"],
+        )
+        self._trials[run_id] = trial
+        self._record_start(trial, config)
+        self._show()
+        return trial
+
+    def _record_start(self, trial: Trial, config: Mapping[str, Any]) -> None:
+        tags = {"morel.search": str(self.search.base.name), "morel.kind": "trial"}
+        tags |= {"morel.baseline": trial.baseline} if trial.baseline else {}
+        params = {f"search.{key}": value for key, value in trial.params.items() if "." not in key}
+        try:
+            run = self.search.trial_config(trial.params)
+        except MorelError:  # a point that no run can have: Tune will say so as well
+            run, resolved = self.search.base, dict(config["overrides"])
+        else:
+            resolved = records.params(run)
+        self.recorder.start_run(
+            trial.run_id,
+            name=f"{trial.number:03d} {trial.label}",
+            parent=str(self.search.base.name),
+            params={**resolved, **params},
+            config=to_dict(run),
+            tags=records.run_tags(run, "trial") | tags,
+        )
+
+    def result(self, tune_trial: Any, report: Mapping[str, Any]) -> None:
+        """A report arrived."""
+        trial = self.start(tune_trial)
+        for metrics in report["epochs"]:
+            self.recorder.epoch(
+                trial.run_id,
+                int(metrics["epoch"]),
+                records.epoch_metrics(metrics, self.attack),
+            )
+        trial.last = dict(report)
+        trial.seconds = float(report.get("time_total_s", 0.0))
+        self._show()
+
+    def complete(self, tune_trial: Any) -> None:
+        """A trial ended without an error, by itself or because it was stopped."""
+        trial = self.start(tune_trial)
+        if tune_trial.last_result and not trial.last:  # restored: it ended before this driver
+            trial.last = dict(tune_trial.last_result)
+            trial.seconds = float(trial.last.get("time_total_s", 0.0))
+        checkpoint = tune_trial.checkpoint
+        inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
+        if inner:
+            trial.checkpoint, self._filesystems[trial.run_id] = str(inner), None
+        elif checkpoint is not None:
+            trial.checkpoint = checkpoint.path
+            self._filesystems[trial.run_id] = checkpoint.filesystem
+        if trial.last.get("diverged"):
+            self._close(trial, "diverged", f"diverged in epoch {trial.epoch}")
+        elif trial.epoch >= self.search.base.training.epochs:
+            self._close(trial, "finished", f"all {trial.epoch} epochs trained")
+        elif time.time() >= self._deadline:
+            self._close(trial, "stopped", f"time budget spent at epoch {trial.epoch}")
+        else:
+            scheduler = self.search.scheduler.name.upper()
+            self._close(trial, "stopped", f"{scheduler} stopped it at epoch {trial.epoch}")
+
+    def adopt(self, tune_trials: Sequence[Any]) -> None:
+        """Take in the trials that ended before this driver started."""
+        for tune_trial in tune_trials:
+            if tune_trial.is_finished() and self._id(tune_trial) not in self._trials:
+                (self.error if tune_trial.status == "ERROR" else self.complete)(tune_trial)
+
+    def _id(self, tune_trial: Any) -> str:
+        return f"{self.search.base.name}/{tune_trial.trial_id}"
+
+    def error(self, tune_trial: Any) -> None:
+        """A trial failed for good; the search goes on."""
+        trial = self.start(tune_trial)
+        self._close(trial, "failed", failure_reason(tune_trial.get_error()))
+
+    def _close(self, trial: Trial, state: State, reason: str) -> None:
+        trial.state, trial.reason = state, reason
+        metrics = records.best_metrics(trial.last, self.attack)
+        metrics |= {"train.seconds": trial.seconds}
+        if "images_per_second" in trial.last:
+            metrics["train.images_per_second"] = float(trial.last["images_per_second"])
+        self.recorder.finish(
+            trial.run_id,
+            status="FAILED" if state in ("failed", "diverged") else "FINISHED",
+            stop_reason=reason,
+            metrics=metrics,
+            tags={
+                "morel.status": state,
+                "morel.diverged": str(state == "diverged").lower(),
+                "morel.device": str(trial.last.get("device", "unknown")),
+                "morel.checkpoint": trial.checkpoint or "",
+            },
+        )
+        self._show()
+
+    def _show(self) -> None:
+        if self.view is not None:
+            self.view.update(self.trials)
+
+
+def summary_note(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> str:
+    """Markdown for the search's page: what was searched, and what came out."""
+    lines = [f"**{search.name}** on `{search.recipe}`: {len(trials)} trials."]
+    if winner is not None:
+        low, high = (winner.last[f"best_robust_accuracy{end}"] for end in ("_low", "_high"))
+        lines.append(
+            f"Winner: trial {winner.number} ({winner.label}), held-out robust accuracy "
+            f"{winner.last['best_robust_accuracy']:.1%} [{low:.1%}, {high:.1%}]. It is the largest "
+            "of several noisy numbers and so biased upwards; the test numbers are not."
+        )
+    return "\n\n".join(lines)

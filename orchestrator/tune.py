@@ -1,0 +1,330 @@
+"""A search: Ray Tune runs the trials, each is recorded, the winner is measured on the test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from morel_core.config import ExperimentConfig
+from morel_core.data import load_data
+from morel_core.errors import ConfigError, MorelError
+from orchestrator import records
+from orchestrator.cluster import cluster_address, local_resources, ray_session
+from orchestrator.config import to_dict
+from orchestrator.search_space import SearchConfig, check_resources
+from orchestrator.tracking import Recorder
+from orchestrator.trials import Trial, TrialBook, best_trial, summary_note
+
+DEFINITION = "search.json"
+# Tune pickles its own state here; a folder that others can write to would let them run code.
+PRIVATE = 0o700
+DRIVER_CPUS = 0.01
+
+
+class SearchView(Protocol):
+    """Shows a search while it runs."""
+
+    def update(self, trials: Sequence[Trial]) -> None:
+        """Something changed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """How a search ended."""
+
+    search: SearchConfig
+    trials: list[Trial]
+    winner: Trial | None
+    """Best held-out accuracy among the trials that got furthest; None if none was measured."""
+    seconds: float
+    recorded: bool
+    """False if MLflow lacks something that waits in the journal."""
+
+
+def rungs(search: SearchConfig) -> list[int]:
+    """Epochs at which ASHA compares trials, and at which they are saved."""
+    scheduler = search.scheduler
+    if scheduler.name != "asha" or not scheduler.grace_period or not scheduler.reduction_factor:
+        return []
+    epochs, levels = scheduler.grace_period, list[int]()
+    while epochs < search.base.training.epochs:
+        levels.append(epochs)
+        epochs *= scheduler.reduction_factor
+    return levels
+
+
+def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResult:
+    """Run a search to its end; the same name goes on where it stopped.
+
+    Raises:
+        MorelError: data, storage, cluster or MLflow are not as asked, or the name belongs to
+            another search.
+    """
+    base = search.base
+    if base.name is None:
+        base = dataclasses.replace(base, name=records.new_name(search.name))
+        search = dataclasses.replace(search, base=base)
+    records.check_storage(base.storage_path)
+    if cluster_address(base) is None:
+        check_resources(search, *local_resources())
+    data = load_data(base.data)
+    check_sizes(base, len(data.train))
+    check_definition(search)
+    recorder = records.open_recorder(base)
+    started = time.perf_counter()
+    try:
+        recorder.start_run(
+            str(base.name),
+            name=str(base.name),
+            params=search_params(search),
+            config={"search": definition(search), "base": to_dict(base)},
+            tags=records.run_tags(base, "search") | {"morel.search": str(base.name)},
+            dataset=records.dataset_record(base, data),
+        )
+        book = TrialBook(search, recorder, view)
+        # Without the dashboard a stopped multi-worker trial would keep its CPUs (ray#54305).
+        with ray_session(base, dashboard=base.scaling.num_workers > 1) as there:
+            check_resources(search, *there)
+            _fit(search, book, there)
+            winner = best_trial(book.trials, search.objective.metric)
+            if winner is not None:
+                measure_winner(search, book, winner, recorder)
+        seconds = time.perf_counter() - started
+        finish_search(search, book.trials, winner, seconds, recorder)
+    except KeyboardInterrupt:
+        recorder.finish(
+            str(base.name),
+            status="KILLED",
+            stop_reason="interrupted; the same command resumes it",
+            tags={"morel.status": "killed"},
+        )
+        raise
+    finally:
+        pending = recorder.close()
+    return SearchResult(
+        search=search, trials=book.trials, winner=winner, seconds=seconds, recorded=pending == 0
+    )
+
+
+def check_sizes(config: ExperimentConfig, images: int) -> None:
+    """Raise `ConfigError` if a batch is larger than the training split."""
+    if config.training.batch_size > images:
+        raise ConfigError(
+            "training.batch_size",
+            config.training.batch_size,
+            f"at most the {images} training images of data.name = {config.data.name!r}",
+        )
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def definition(search: SearchConfig) -> dict[str, Any]:
+    """What a search is, plain: two searches of one name must agree on it."""
+    fields = {
+        field.name: getattr(search, field.name)
+        for field in dataclasses.fields(search)
+        if field.name not in ("space", "base", "source", "time_budget_s", "max_concurrent")
+    }
+    plain = {
+        key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
+        for key, value in fields.items()
+    }
+    return json.loads(json.dumps(plain, default=str))
+
+
+def search_params(search: SearchConfig) -> dict[str, Any]:
+    """The search's own settings as MLflow parameters."""
+    return {
+        "search.space": search.name,
+        "search.recipe": search.recipe,
+        "search.searcher": search.searcher.name,
+        "search.scheduler": search.scheduler.name,
+        "search.num_trials": search.total_trials,
+        "search.seed": search.seed,
+        "search.metric": search.objective.metric,
+        "search.workers_per_trial": search.resources.workers,
+    }
+
+
+def check_definition(search: SearchConfig) -> None:
+    """Note what the search is, or raise `MorelError` if its name belongs to another one."""
+    base = search.base
+    if "://" in base.storage_path:
+        return
+    folder = Path(base.storage_path) / str(base.name)
+    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    path = folder / DEFINITION
+    now = {"search": definition(search), "base": to_dict(base)}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before != now:
+            changed = [
+                key for key in now["search"] if before["search"].get(key) != now["search"][key]
+            ]
+            what = ", ".join(changed) or "the run's settings"
+            raise MorelError(
+                f"name = {base.name!r}: {folder} holds a search that differs in {what}: "
+                "give this one another name, or repeat that one's command to resume it"
+            )
+    path.write_text(json.dumps(now, indent=2))
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> None:
+    """Run or resume the trials."""
+    from ray import tune as ray_tune
+
+    from orchestrator.follow import Follow, following
+    from orchestrator.searcher import SpaceSearcher
+
+    base = search.base
+    trainable = make_trainable(search)
+    path = f"{base.storage_path}/{base.name}"
+    if ray_tune.Tuner.can_restore(path):  # Tune's own pickles, from our owner-only folder
+        tuner = ray_tune.Tuner.restore(path, trainable, resume_unfinished=True)
+    else:
+        tuner = ray_tune.Tuner(
+            trainable,
+            tune_config=ray_tune.TuneConfig(
+                metric=search.objective.metric,
+                mode=search.objective.mode,
+                search_alg=SpaceSearcher(search),
+                scheduler=make_scheduler(search),
+                num_samples=search.total_trials,
+                max_concurrent_trials=concurrency(search, *there),
+                time_budget_s=search.time_budget_s,
+                reuse_actors=search.resources.workers == 1,
+                trial_dirname_creator=trial_folder,
+            ),
+            run_config=ray_tune.RunConfig(
+                name=base.name,
+                storage_path=base.storage_path,
+                callbacks=[Follow(path)],
+                verbose=0,
+                checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
+                failure_config=ray_tune.FailureConfig(max_failures=1),
+            ),
+        )
+    book.begin(search.time_budget_s)
+    with following(path, book):
+        tuner.fit()
+    book.end()
+
+
+def trial_folder(trial: Any) -> str:
+    """Name of a trial's folder: nothing from a config, which may hold anything."""
+    return f"trial_{trial.trial_id}"
+
+
+def make_trainable(search: SearchConfig) -> Any:
+    """The trainable with its resources: in a reused actor, or through Ray Train."""
+    from ray import tune as ray_tune
+
+    from orchestrator import worker
+
+    base = to_dict(search.base)
+    if search.resources.workers > 1:
+        trainable = ray_tune.with_parameters(worker.multi_worker_trial, base=base)
+        # The workers ask for theirs themselves: this is the driver function's alone.
+        return ray_tune.with_resources(trainable, {"CPU": DRIVER_CPUS})
+    trainable = ray_tune.with_parameters(worker.MorelTrial, base=base, rungs=rungs(search))
+    asked = search.resources
+    resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
+    return ray_tune.with_resources(trainable, resources)
+
+
+def make_scheduler(search: SearchConfig) -> Any:
+    """Who stops trials early; in epochs, which survive a restore."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
+
+    scheduler, epochs = search.scheduler, search.base.training.epochs
+    if scheduler.name == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr="epoch",
+            max_t=epochs,
+            grace_period=min(scheduler.grace_period or 1, epochs),
+            reduction_factor=scheduler.reduction_factor or 3,
+        )
+    if scheduler.name == "median":
+        return MedianStoppingRule(time_attr="epoch", grace_period=scheduler.grace_period or 1)
+    return FIFOScheduler()
+
+
+def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
+    """Trials at a time: what the cluster holds, or fewer if the search says so.
+
+    Always a number: without one Tune keeps a single trial pending when a searcher is used, and
+    multi-worker trials, whose workers are outside its accounting, could deadlock.
+    """
+    asked = search.resources
+    driver = DRIVER_CPUS if asked.workers > 1 else 0.0
+    fits = int(cpus / (asked.workers * asked.cpus_per_worker + driver))
+    if asked.gpus_per_worker:
+        fits = min(fits, int(gpus / (asked.workers * asked.gpus_per_worker)))
+    return max(1, min(fits, search.max_concurrent or fits, search.total_trials))
+
+
+# --- the winner ----------------------------------------------------------------------------------
+
+
+def measure_winner(
+    search: SearchConfig, book: TrialBook, winner: Trial, recorder: Recorder
+) -> None:
+    """Measure the winner's best network on the test set, export it and add both to its record."""
+    import ray
+    from ray.train import Checkpoint
+
+    from orchestrator import worker
+
+    asked = search.resources
+    run = search.trial_config(winner.params)
+    task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
+        worker.measure_final
+    )
+    assert winner.checkpoint is not None  # `best_trial` takes no other
+    checkpoint = Checkpoint(path=winner.checkpoint, filesystem=book.filesystem(winner))
+    final = ray.get(task.remote(to_dict(run), checkpoint))
+    exported = records.store_export(f"{run.storage_path}/{run.name}/winner", final)
+    winner.test = exported.metrics
+    recorder.finish(
+        winner.run_id,
+        status="FINISHED",
+        stop_reason=winner.reason,
+        metrics=exported.metrics,
+        tags={"morel.winner": "true"},
+        texts={"evaluation/test.json": exported.evaluation},
+        model=exported.model,
+    )
+
+
+def finish_search(
+    search: SearchConfig,
+    trials: Sequence[Trial],
+    winner: Trial | None,
+    seconds: float,
+    recorder: Recorder,
+) -> None:
+    """Close the search's own run with the winner's numbers and a note."""
+    attack = records.evaluation_attack(search.base).name
+    metrics = {"search.seconds": seconds, "search.trials": float(len(trials))}
+    tags = {"morel.status": "finished"}
+    if winner is not None:
+        metrics |= records.best_metrics(winner.last, attack) | winner.test
+        tags |= {"morel.winner_run": winner.run_id}
+    recorder.finish(
+        str(search.base.name),
+        status="FINISHED",
+        stop_reason=f"{len(trials)} trials",
+        metrics=metrics,
+        tags=tags,
+        note=summary_note(search, trials, winner),
+    )

@@ -1,0 +1,192 @@
+"""What runs inside Ray's workers: `morel_core.Trainer`, and reports of plain numbers."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train, tune
+from ray.tune.result import SHOULD_CHECKPOINT
+
+from morel_core import MorelError, Trainer
+from morel_core.data import Dataset
+from morel_core.export import export_model
+from orchestrator.config import RunConfig, build, to_dict, with_overrides
+
+# Schedulers and searchers need a number from every trial: a diverged one reports the worst.
+WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
+
+
+def set_threads(cpus: float) -> None:
+    """Use as many threads as CPUs were given; more would fight with other trials."""
+    torch.set_num_threads(max(1, int(cpus)))
+
+
+def reports(trainer: Trainer) -> Iterator[dict[str, Any]]:
+    """The remaining run as reports: the newest metrics, and all ``epochs`` since the last report.
+
+    A report comes after each measured epoch, so that every report carries the accuracies; a run
+    that diverges ends with the worst ones and ``diverged = 1``.
+    """
+    since: list[dict[str, float]] = []
+    for metrics in trainer.epochs():
+        since.append(metrics)
+        if "robust_accuracy" in metrics or trainer.done:
+            yield {**WORST, **metrics, "epochs": since}
+            since = []
+
+
+def config_from(values: Mapping[str, Any]) -> RunConfig:
+    """The `RunConfig` that travelled as plain values."""
+    return build(RunConfig, values)
+
+
+def train_loop(loop_config: dict[str, Any]) -> None:
+    """One rank of a Ray Train run: train, report after each measured epoch, save now and then."""
+    config = config_from(loop_config)
+    set_threads(config.scaling.cpus_per_worker)
+    from ray.train.torch import get_device
+
+    device = get_device()
+    trainer = Trainer(config, device=device[0] if isinstance(device, list) else device)
+    start = train.get_checkpoint()
+    if start is not None:
+        with start.as_directory() as folder:
+            trainer.load(folder)
+    is_first = train.get_context().get_world_rank() == 0
+    saved = time.monotonic()
+    for report in reports(trainer):
+        report["device"] = device_name(device)
+        due = trainer.done or time.monotonic() - saved >= config.checkpoint.every_seconds
+        if not (is_first and due):
+            train.report(report)
+            continue
+        with tempfile.TemporaryDirectory(prefix="morel-checkpoint-") as folder:
+            trainer.save(folder)
+            train.report(report, checkpoint=train.Checkpoint.from_directory(folder))
+        saved = time.monotonic()
+
+
+def device_name(device: Any) -> str:
+    """``cpu`` or the GPU's name."""
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+class MorelTrial(tune.Trainable):
+    """A one-worker trial inside a Tune actor, which is reused from trial to trial."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        base: dict[str, Any] | None = None,
+        rungs: list[int] | None = None,
+    ) -> None:
+        """Build the trainer of this trial: the search's base config with the trial's overrides."""
+        if base is not None:
+            self.base = config_from(base)
+            self.rungs = rungs or []
+            self.data: Dataset | None = None
+        run = with_overrides(self.base, config["overrides"])
+        set_threads(run.scaling.cpus_per_worker)
+        device = "cuda" if run.scaling.gpus_per_worker > 0 else "cpu"
+        if self.data is None or run.data != self.run_config.data:
+            self.data = None
+        self.run_config = run
+        self.trainer = Trainer(run, data=self.data, device=device)
+        self.data = self.trainer.data
+        self.reports = reports(self.trainer)
+        self.saved = time.monotonic()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial into this process, with the data already loaded."""
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next measured epoch."""
+        report = next(self.reports)
+        due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
+        due |= report["epoch"] in self.rungs or self.trainer.done
+        return {
+            **report,
+            "device": device_name(self.trainer.device),
+            "done": self.trainer.done,
+            SHOULD_CHECKPOINT: due,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the trainer's own checkpoint into Tune's folder."""
+        self.trainer.save(checkpoint_dir)
+        self.saved = time.monotonic()
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from a checkpoint of this or of a donor trial."""
+        self.trainer.load(checkpoint)
+        self.reports = reports(self.trainer)
+
+
+def multi_worker_trial(config: dict[str, Any], base: dict[str, Any]) -> None:
+    """A trial of several workers: Ray Train inside a Tune function."""
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    run = with_overrides(config_from(base), config["overrides"])
+    trial = tune.get_context().get_trial_id()
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=to_dict(run),
+        scaling_config=scaling_config(run),
+        run_config=train.RunConfig(
+            name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints
+            storage_path=f"{run.storage_path}/{run.name}",
+            callbacks=[TuneReportCallback()],
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            failure_config=train.FailureConfig(controller_failure_limit=3),
+        ),
+    )
+    trainer.fit()
+
+
+def scaling_config(config: RunConfig) -> train.ScalingConfig:
+    """Ray's form of ``config.scaling``."""
+    scaling = config.scaling
+    resources = {"CPU": float(scaling.cpus_per_worker)}
+    if scaling.gpus_per_worker:
+        resources["GPU"] = scaling.gpus_per_worker
+    return train.ScalingConfig(
+        num_workers=scaling.num_workers,
+        use_gpu=scaling.gpus_per_worker > 0,
+        resources_per_worker=resources,
+    )
+
+
+def measure_final(values: dict[str, Any], checkpoint: train.Checkpoint) -> dict[str, Any]:
+    """Measure the best network of a run on the test set, once, and export it.
+
+    Returns:
+        ``record``: the evaluation's record; ``files``: name → content of the exported model.
+    """
+    config = config_from(values)
+    set_threads(config.scaling.cpus_per_worker)
+    trainer = Trainer(config, device="cuda" if config.scaling.gpus_per_worker > 0 else "cpu")
+    with checkpoint.as_directory() as folder:
+        trainer.load(folder)
+    if trainer.best is None:
+        raise MorelError("the run ended before its first measurement: there is no best network")
+    trainer.load_best()
+    result = trainer.evaluate("test", {trainer.eval_attack.name: trainer.eval_attack})
+    with tempfile.TemporaryDirectory(prefix="morel-export-") as folder:
+        export_model(trainer.net, trainer.data.shape, Path(folder))
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {
+        "record": result.record(),
+        "json": result.to_json(),
+        "files": files,
+        "shape": list(trainer.data.shape),
+        "num_classes": trainer.data.num_classes,
+    }
