@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -71,27 +71,32 @@ def save_checkpoint(
     write_durably(folder / MANIFEST, json.dumps(manifest, indent=2))
 
 
-def verify(folder: Path) -> None:
-    """Check every file against the manifest; raises `MorelError` naming what is wrong."""
+def verify(folder: Path, *needed: str) -> None:
+    """Check every file against the manifest, which must list those ``needed``.
+
+    Raises `MorelError` naming what is wrong.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         raise MorelError(f"{folder}: no {MANIFEST}, so no finished checkpoint") from None
     except ValueError as error:
         raise MorelError(f"{folder / MANIFEST}: not JSON: {error}") from None
-    if manifest.get("format") != FORMAT:
-        raise MorelError(
-            f"{folder}: format {manifest.get('format')!r}, this version reads {FORMAT}"
-        )
-    for name, digest in manifest["sha256"].items():
+    content = cast(dict[str, Any], manifest) if isinstance(manifest, dict) else {}
+    if content.get("format") != FORMAT:
+        raise MorelError(f"{folder}: format {content.get('format')!r}, this version reads {FORMAT}")
+    checksums = content.get("sha256")
+    listed = cast(dict[str, str], checksums) if isinstance(checksums, dict) else {}
+    for name in (*listed, *needed):
         path = folder / name
-        if Path(name).name != name or not path.is_file() or sha256(path) != digest:
+        inside = Path(name).name == name and path.is_file()
+        if name not in listed or not inside or sha256(path) != listed[name]:
             raise MorelError(f"{path}: missing, truncated or altered: its checksum does not fit")
 
 
 def load_network(folder: Path, name: str = "best") -> dict[str, Tensor]:
     """The state dict saved as ``name`` ("last" or "best") in a verified checkpoint."""
-    verify(folder)
+    verify(folder, f"{name}.safetensors")
     return load_tensors(folder / f"{name}.safetensors")
 
 
@@ -105,11 +110,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_progress(folder: Path) -> dict[str, Any]:
     """The JSON part of a verified checkpoint."""
-    verify(folder)
+    verify(folder, "progress.json")
     return json.loads((folder / "progress.json").read_text())
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:
-    """The optimiser's state of a verified checkpoint."""
-    verify(folder)
-    return torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    """The optimiser's state of a verified checkpoint; nothing in the file is executed."""
+    verify(folder, "optimizer.pt")
+    path = folder / "optimizer.pt"
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch has no common type for what it refuses to unpickle
+        kind = type(error).__name__
+        raise MorelError(f"{path}: holds anything but tensors and numbers ({kind})") from None

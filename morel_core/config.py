@@ -16,6 +16,7 @@ AttackLoss = Literal["auto", "ce", "kl"]
 Init = Literal["gaussian", "uniform", "none"]
 Accuracy = Literal["trades", "mart", "loat", "at", "custom"]
 
+KL_START = "gaussian or uniform with loss: kl, whose gradient at x itself is zero"
 EPS_HINT = "images lie in [0, 1], so 8/255 is written ${frac:8,255}"
 
 
@@ -103,6 +104,7 @@ class AttackConfig:
         )
         check(self.num_steps >= 1, "num_steps", self.num_steps, "must be >= 1")
         check(self.init_scale >= 0, "init_scale", self.init_scale, "must be >= 0")
+        check(self.loss != "kl" or self.init != "none", "init", self.init, KL_START)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,12 @@ class ObjectiveConfig:
             "null or an epoch counted from 1",
         )
 
+    @property
+    def attack_loss(self) -> Literal["ce", "kl"]:
+        """What ``attack.loss: auto`` stands for: KL for TRADES and for LOAT on TRADES."""
+        base = self.loat_base if self.accuracy == "loat" else self.accuracy
+        return "kl" if base == "trades" else "ce"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -207,6 +215,9 @@ class OptimizerConfig:
             "milestones",
             self.milestones,
             "rising epochs >= 1",
+        )
+        check(
+            all(f >= 0 for f in self.factors), "factors", self.factors, "multiples of lr, each >= 0"
         )
         check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must be >= 0")
         check(
@@ -286,3 +297,5 @@ class ExperimentConfig:
             self.attack.loss,
             "say ce or kl: a custom objective does not imply the attack's loss",
         )
+        implied = self.objective.attack_loss if self.attack.loss == "auto" else self.attack.loss
+        check(implied != "kl" or self.attack.init != "none", "attack.init", "none", KL_START)

@@ -21,7 +21,7 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> Optimizer:
         return torch.optim.AdamW(
             parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         parameters,
         lr=config.lr,
         momentum=config.momentum,
@@ -29,6 +29,12 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> Optimizer:
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if config.momentum > 0:
+        # Left to itself the first step makes the buffers, and makes them of uninitialised memory
+        # if that step is refused. From zero the first step is the same.
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def learning_rate(config: OptimizerConfig, epochs_done: float, num_epochs: int) -> float:

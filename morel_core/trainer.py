@@ -246,6 +246,9 @@ class Trainer:
         folder = Path(folder)
         progress = checkpoint.load_progress(folder)
         self._load_state(checkpoint.load_network(folder, "last"), folder)
+        name, saved = self.config.optimizer.name, progress["config"]["optimizer"]["name"]
+        if saved != name:
+            raise MorelError(f"{folder}: was trained with optimizer.name = {saved!r}, not {name!r}")
         self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
         self.best_state = {
             name: value.to(self.device) for name, value in checkpoint.load_network(folder).items()

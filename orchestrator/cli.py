@@ -67,7 +67,7 @@ def fail(arguments: argparse.Namespace, message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"morel: {message}", file=sys.stderr)
+    print(f"morel: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
 
 
@@ -202,13 +202,18 @@ def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int
 
     progress, results = consoles(arguments)
     target = find_target(arguments.target, settings(overrides), parse_overrides(overrides))
-    progress.print(f"evaluating {target.run_id or target.folder}", markup=False)
+
+    def show(attack: str) -> None:
+        what = f"evaluating {target.run_id or target.folder} with {attack}"
+        progress.print(what, markup=False, highlight=False, soft_wrap=True)
+
     result = evaluate_target(
         target,
         arguments.attacks,
         split=arguments.split,
         num_images=arguments.num_images,
         device=arguments.device,
+        on_attack=show,
     )
     if arguments.json:
         print(result.to_json())

@@ -12,6 +12,7 @@ from morel_core.errors import ConfigError, MorelError
 from orchestrator.config import RunConfig, ScalingConfig
 
 # Ray reads these when it starts; a user's own setting wins.
+CONTROL = "control"  # resource of nodes that hold drivers and controllers, not training
 RAY_ENVIRONMENT = {
     # A report waits for the controller's next poll: 2 s would be most of a small run.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -42,7 +43,7 @@ def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float) -> None:
         ("gpus_per_worker", scaling.gpus_per_worker, gpus),
         ("cpus_per_worker", scaling.cpus_per_worker, cpus),
     ):
-        unit = kind[:4].upper()
+        unit = f"{kind[:3].upper()}s"
         if workers * each > there:
             raise ConfigError(
                 f"scaling.{kind}",
@@ -68,6 +69,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         os.environ.setdefault(name, value)
     import ray
 
+    # A failed trial is recorded with its reason; its traceback stays in its folder.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():  # a notebook's or a test session's own
         yield _resources()
         return
@@ -76,6 +79,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     if address is None:
         cpus, _ = local_resources()
         options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
+        options["resources"] = {CONTROL: 10_000}
     else:
         options["address"] = address
     try:
@@ -88,6 +92,17 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         yield _resources()
     finally:
         ray.shutdown()
+
+
+def driver_resources() -> dict[str, float]:
+    """What a trial's driver, which only waits for its workers, asks of the cluster we are on.
+
+    A node with a ``control`` resource takes it; without one it needs a sliver of a CPU, since Ray
+    has no placement group that asks for nothing.
+    """
+    import ray
+
+    return {CONTROL: 1} if ray.cluster_resources().get(CONTROL) else {"CPU": 0.01}
 
 
 def _resources() -> tuple[float, float]:

@@ -14,7 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+from urllib.parse import unquote, urlsplit
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +27,8 @@ from morel_core.models import MODELS
 from morel_core.registry import suggestion
 
 T = TypeVar("T")
-FRACTION = re.compile(r"^(?:\$\{frac:\s*([\d.]+)\s*,\s*([\d.]+)\s*\}|([\d.]+)\s*/\s*([\d.]+))$")
+DECIMAL = r"\s*(\d+\.?\d*|\.\d+)\s*"
+FRACTION = re.compile(rf"^(?:\$\{{frac:{DECIMAL},{DECIMAL}\}}|{DECIMAL}/{DECIMAL})$")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 # What decides where and how fast a run goes, but not its numbers.
 NOT_SCIENTIFIC = ("name", "storage_path", "scaling", "tracking", "cluster", "checkpoint")
@@ -98,6 +100,12 @@ class RunConfig(ExperimentConfig):
             self.training.batch_size,
             f"at least 2 images for each of scaling.num_workers = {self.scaling.num_workers}",
         )
+        check(
+            self.objective.accuracy != "custom",
+            "objective.accuracy",
+            self.objective.accuracy,
+            "a callable of your own is given in code: morel_core.Trainer(config, accuracy=…)",
+        )
 
 
 def check_name(key: str, name: str | None) -> None:
@@ -112,6 +120,8 @@ def check_name(key: str, name: str | None) -> None:
 
 def absolute_storage(path: str) -> str:
     """``path`` made absolute; a relative one is refused in a Ray job, whose folder is a cache."""
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
     if "://" in path:
         return path
     expanded = Path(path).expanduser()
@@ -168,7 +178,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise MorelError(f"{path}: {error}") from None
+        raise MorelError(f"{path}: {' '.join(str(error).split())}") from None
     except Exception as error:  # yaml's errors share no base class with the above
         raise MorelError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -181,14 +191,15 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in overrides:
         key, sign, _ = item.partition("=")
-        if not sign or not key.strip():
+        parts = key.strip().split(".")
+        if not sign or not all(parts) or "[" in key:
             raise MorelError(f"override {item!r}: write key=value, as in training.epochs=5")
         try:
             parsed = OmegaConf.from_dotlist([item])
             values[key.strip()] = OmegaConf.to_container(parsed, resolve=False)
         except Exception as error:
             raise MorelError(f"override {item!r}: {' '.join(str(error).split())}") from None
-        for part in key.strip().split("."):
+        for part in parts:
             values[key.strip()] = values[key.strip()][part]
     return values
 
@@ -200,6 +211,8 @@ def number(value: Any) -> Any:
     """``"${frac:8,255}"`` and ``"8/255"`` as floats; any other interpolation is refused."""
     if isinstance(value, list):
         return [number(item) for item in cast(list[Any], value)]
+    if isinstance(value, Mapping):
+        return {key: number(item) for key, item in cast(Mapping[str, Any], value).items()}
     if not isinstance(value, str):
         return value
     match = FRACTION.match(value.strip())
@@ -209,20 +222,16 @@ def number(value: Any) -> Any:
             raise MorelError(f"{value!r} divides by zero")
         return top / bottom
     if "${" in value:
-        raise MorelError(f"{value!r}: the only interpolation in a config is ${{frac:8,255}}")
+        raise MorelError(f"the only interpolation in a config is ${{frac:8,255}}, not {value!r}")
     return value
 
 
-def nested_class(cls: type, key: str, mapping: Mapping[str, Any]) -> type | None:
-    """The dataclass of field ``key``, chosen by name for data and model; None for a plain value."""
-    hint = get_type_hints(cls)[key]
-    if not dataclasses.is_dataclass(hint):
-        return None
+def section_class(key: str, declared: Any, section: Mapping[str, Any]) -> type:
+    """The dataclass of section ``key``: as declared, but chosen by name for data and model."""
     registry = {"data": DATASETS, "model": MODELS}.get(key)
     if registry is None:
-        return cast(type, hint)
-    default_name = next(f.default for f in dataclasses.fields(hint) if f.name == "name")
-    section = mapping.get(key) or {}
+        return declared
+    default_name = next(f.default for f in dataclasses.fields(declared) if f.name == "name")
     return registry.get(str(section.get("name", default_name))).config_class
 
 
@@ -247,35 +256,68 @@ def in_source(source: str) -> str:
     return f" (in {source})" if source else ""
 
 
-def _build(cls: type[T], mapping: Mapping[str, Any]) -> T:
-    names = [f.name for f in dataclasses.fields(cast(Any, cls))]
-    nested: dict[str, Any] = {}
-    leaves: dict[str, Any] = {}
+def _build(
+    cls: type[T],
+    mapping: Mapping[str, Any],
+    *,
+    default: T | None = None,
+    same: Mapping[str, Any] | None = None,
+) -> T:
+    """As `build`.
+
+    Keys left out have the values of ``default``, which the section above may set (the evaluation's
+    attack is not ``AttackConfig()``). ``same`` are fields already built.
+    """
+    same = same or {}
+    specs = dataclasses.fields(cast(Any, cls))
+    hints = get_type_hints(cls)
+    names = [spec.name for spec in specs]
     for key, value in mapping.items():
         if key not in names:
             raise ConfigError(key, value, f"unknown key; {suggestion(key, names)}")
-        child = nested_class(cls, key, mapping)
-        if child is None:
-            leaves[key] = number(value)
+    leaves: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    for spec in specs:
+        key, hint, value = spec.name, hints[spec.name], mapping.get(spec.name)
+        if key in same:
+            continue
+        if not dataclasses.is_dataclass(hint):
+            if key in mapping:
+                leaves[key] = _leaf(key, value, hint)
             continue
         if value is not None and not isinstance(value, Mapping):
             raise ConfigError(key, value, "must be a section with keys of its own")
+        section = cast(Mapping[str, Any], value or {})
+        inner = getattr(default, key) if default else cast(Any, spec.default_factory)()
         try:
-            nested[key] = _build(child, cast(Mapping[str, Any], value or {}))
+            child = section_class(key, hint, section)
+            kept = inner if type(inner) is child and inner != child() else None
+            nested[key] = _build(child, section, default=kept)
         except ConfigError as error:
             raise error if error.key == f"{key}.name" else error.within(key) from None
-    return cls(**typed_leaves(cls, leaves), **nested)
+    values = {**typed_leaves(cls, leaves), **nested, **same}
+    return cls(**values) if default is None else dataclasses.replace(cast(Any, default), **values)
+
+
+def _leaf(key: str, value: Any, hint: Any) -> Any:
+    """``value`` without interpolations; raises `ConfigError`."""
+    if (hint is str or str in get_args(hint)) and isinstance(value, str) and "${" not in value:
+        return value  # a folder may be called 2024/11
+    try:
+        return number(value)
+    except MorelError as error:
+        raise ConfigError(key, value, str(error)) from None
 
 
 def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """``leaves`` converted to the field types of ``cls`` by OmegaConf; raises `ConfigError`."""
+    if not leaves:
+        return {}
     schema = OmegaConf.structured(cls)
     OmegaConf.set_readonly(schema, False)
-    hints = get_type_hints(cls)
     for key, value in leaves.items():
-        is_tuple = isinstance(value, list) and get_origin(hints[key]) is tuple  # YAML has lists
         try:
-            schema[key] = tuple(cast(list[Any], value)) if is_tuple else value
+            OmegaConf.update(schema, key, value, merge=False)
         except OmegaConfBaseException as error:
             reason = str(error).strip().splitlines()[0].replace("$", "")
             raise ConfigError(key, value, reason) from None
@@ -311,9 +353,14 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return build(RunConfig, mapping)
     except ConfigError as error:
-        given_here = any(error.key.startswith(key) for key in values)
+        given_here = any(overlap(error.key, key) for key in values)
         source = "the command line" if given_here else str(path)
         raise ConfigError(error.key, error.value, error.allowed + in_source(source)) from None
+
+
+def overlap(key: str, other: str) -> bool:
+    """Whether one dotted key is the other, or a section that holds it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
@@ -321,7 +368,10 @@ def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig
     mapping = to_dict(config)
     for key in sorted(values, key=lambda key: (not key.endswith(".name"), key)):
         put(mapping, key, values[key])
-    return build(RunConfig, mapping)
+    touched = {key.partition(".")[0] for key in values}  # only these are built again
+    fields = [field.name for field in dataclasses.fields(config)]
+    same = {name: getattr(config, name) for name in fields if name not in touched}
+    return _build(RunConfig, {k: v for k, v in mapping.items() if k not in same}, same=same)
 
 
 # --- dataclass → mapping -------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -16,8 +16,10 @@ from morel_core.checkpoint import MANIFEST, load_network, load_progress
 from morel_core.config import AttackConfig
 from morel_core.data import ImageSource, load_data
 from morel_core.models import MorelNet, build_net
-from orchestrator import records
+from orchestrator import records, storage
+from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, build, tracking_uri, with_overrides
+from orchestrator.tracking.events import Status
 
 PGD_NAME = re.compile(r"pgd(\d+)$")
 KNOWN = "pgdN (as in pgd20), fgsm, autoattack, autoattack_plus"
@@ -32,7 +34,8 @@ class Target:
     folder: Path
     run_id: str | None
     stop_reason: str = ""
-    """How that run ended: evaluating it again does not change this."""
+    status: Status = "FINISHED"
+    """How that run ended: evaluating it again does not change these two."""
 
 
 def make_attacks(names: Sequence[str], settings: AttackConfig) -> dict[str, Attack]:
@@ -68,45 +71,38 @@ def find_target(name: str, tracking: RunConfig, overrides: Mapping[str, Any]) ->
     Raises:
         MorelError: nothing of that name, or it has no checkpoint.
     """
-    folder, run_id, tags = Path(name).expanduser(), None, dict[str, str]()
+    folder, run = Path(name).expanduser(), None
     if not (folder / MANIFEST).is_file():
-        run_id, tags = find_run(name, tracking)
-        location = tags.get("morel.checkpoint")
+        run = find_run(name, tracking)
+        location = run.tags.get("morel.checkpoint")
         if not location:
             raise MorelError(f"run {name!r} has no checkpoint: it ended before its first one")
-        folder = fetched(location)
-    config = build(RunConfig, load_progress(folder)["config"])
-    reason = tags.get("morel.stop_reason", "")
-    return Target(with_overrides(config, overrides), folder, run_id, reason)
+        folder = storage.local_copy(location)
+    config = with_overrides(build(RunConfig, load_progress(folder)["config"]), overrides)
+    if run is None:
+        return Target(config, folder, None)
+    ended = run.status in get_args(Status)
+    return Target(
+        config,
+        folder,
+        run.run_id,
+        run.tags.get("morel.stop_reason", ""),
+        cast(Status, run.status) if ended else "FINISHED",
+    )
 
 
-def find_run(name: str, tracking: RunConfig) -> tuple[str, dict[str, str]]:
-    """(our run id, tags) of the newest recorded run of that name or id."""
-    from orchestrator.compare import load_runs
-
+def find_run(name: str, tracking: RunConfig) -> RunRecord:
+    """The newest recorded run of that name or id; of a search, its winner."""
     runs = load_runs(tracking_uri(tracking), tracking.tracking.experiment)
     for run in sorted(runs, key=lambda run: -run.started):
         if name in (run.run_id, run.mlflow_id, run.name):
             winner = run.tags.get("morel.winner_run")
-            return find_run(winner, tracking) if winner else (run.run_id, run.tags)
+            return find_run(winner, tracking) if winner else run
     known = ", ".join(run.run_id for run in runs[:5])
     raise MorelError(
         f"{name!r} is neither a checkpoint folder nor a run of experiment "
         f"{tracking.tracking.experiment!r}; runs there: {known or 'none'}"
     )
-
-
-def fetched(location: str) -> Path:
-    """A local copy of a checkpoint; a local path as it is."""
-    if "://" not in location:
-        return Path(location)
-    import tempfile
-
-    from pyarrow.fs import copy_files
-
-    folder = Path(tempfile.mkdtemp(prefix="morel-checkpoint-"))
-    copy_files(location, folder.as_uri())
-    return folder
 
 
 def load_best(target: Target, shape: tuple[int, int, int], num_classes: int) -> MorelNet:
@@ -134,8 +130,12 @@ def evaluate_target(
         num_images: only the first so many.
         device: where.
         on_attack: told each attack's name before all start.
+
+    Raises:
+        MorelError: an unknown attack or device, or more images than there are.
     """
     config = target.config
+    check_device(device)
     attacks = make_attacks(attack_names, config.evaluation.attack)
     data = load_data(config.data, device)
     source: ImageSource = data.test if split == "test" else data.holdout
@@ -161,6 +161,14 @@ def evaluate_target(
     return result
 
 
+def check_device(device: str) -> None:
+    """Raise `MorelError` unless this machine has ``device``."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    here = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if device not in here:
+        raise MorelError(f"--device {device}: this machine has {', '.join(here)}")
+
+
 def record_evaluation(target: Target, result: EvaluationResult) -> None:
     """Add an evaluation's numbers and per-image outcomes to its run."""
     assert target.run_id is not None
@@ -171,7 +179,7 @@ def record_evaluation(target: Target, result: EvaluationResult) -> None:
     try:
         recorder.finish(
             target.run_id,
-            status="FINISHED",
+            status=target.status,
             stop_reason=target.stop_reason,
             metrics=records.test_metrics(result.record()),
             texts={f"evaluation/{result.split}-{attacks}.json": result.to_json()},

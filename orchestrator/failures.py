@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 
-def failure_reason(error: BaseException | None) -> str:
-    """``Type: message`` of the innermost cause of a Ray error, at most 500 characters."""
+ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
+LONGEST = 500
+
+
+def failure_reason(error: BaseException | str | None) -> str:
+    """``Type: message`` of an error or of a traceback's text, at most 500 characters.
+
+    Ray wraps an error of a worker several times, each time with the text of the one inside; the
+    last line that names an error type is the innermost one.
+    """
     if error is None:
         return "unknown: Ray kept no error"
-    cause: BaseException = error
-    seen = {id(cause)}
-    while True:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException) or id(inner) in seen:
-            break
-        cause = inner
-        seen.add(id(cause))
-    lines = [line.strip() for line in str(cause).strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    name = type(cause).__name__
-    return (last if last.startswith(name) or "Error" in last[:60] else f"{name}: {last}")[:500]
+    seen: set[int] = set()  # causes may form a circle
+    while isinstance(error, BaseException) and id(error) not in seen:
+        seen.add(id(error))
+        inner = error.__cause__ or getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    named = [i for i, line in enumerate(lines) if ERROR_LINE.match(line)]
+    if not named:
+        return " ".join(lines)[:LONGEST]
+    match = ERROR_LINE.match(lines[named[-1]])
+    assert match is not None
+    return " ".join([match[1], *lines[named[-1] + 1 :]])[:LONGEST]

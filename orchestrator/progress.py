@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from morel_core.evaluation import EvaluationResult
 from orchestrator.config import RunConfig, tracking_uri
@@ -51,16 +52,15 @@ def trial_table(trials: Sequence[Trial], attack: str, *, winner: Trial | None = 
     table.add_column("s", justify="right")
     table.add_column("why it stopped", overflow="fold")
     for trial in trials:
-        style = STATES[trial.state]
         mark = "* " if winner is not None and trial.run_id == winner.run_id else ""
         table.add_row(
             str(trial.number),
-            mark + trial.label,
+            Text(mark + trial.label),
             percent(trial.last.get("best_clean_accuracy")),
             with_interval(trial.last, "best_robust_accuracy"),
             str(trial.epoch),
             f"{trial.seconds:.0f}",
-            f"[{style}]{trial.reason or trial.state}[/]",
+            Text(trial.reason or trial.state, style=STATES[trial.state]),  # it may hold brackets
         )
     table.caption = f"held-out accuracies of each trial's best epoch; attack: {attack}"
     return table

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 
 from morel_core.attacks import PGD
 from morel_core.data import Dataset
-from morel_core.errors import MorelError
+from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.tracking import (
     DatasetPayload,
@@ -86,6 +86,8 @@ def dataset_record(config: RunConfig, data: Dataset) -> DatasetPayload:
 
 def git_commit() -> str:
     """The commit of the code, ``-dirty`` if files differ from it; "unknown" outside a checkout."""
+    if "MOREL_COMMIT" in os.environ:  # sent along with a job, whose copy of the code has no .git
+        return os.environ["MOREL_COMMIT"]
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -131,24 +133,9 @@ def new_name(stem: str) -> str:
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def check_storage(path: str) -> None:
-    """Raise `MorelError` unless ``path`` can be written."""
-    if "://" in path:
-        return  # Ray checks a remote path with a marker file before a run starts
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise MorelError(
-            f"storage_path = {path!r}: cannot be written ({error.strerror}): "
-            "choose another folder with storage_path=/some/folder"
-        ) from None
-
-
 def open_recorder(config: RunConfig) -> Recorder:
     """The journal of ``config.name`` and its writer to MLflow; `MorelError` if unreachable."""
-    check_storage(config.storage_path)
+    storage.check_writable(config.storage_path)
     tracker = MlflowTracker.connect(tracking_uri(config), config.tracking.experiment)
     return Recorder(Journal(f"{config.storage_path}/{config.name}/journal"), tracker)
 
@@ -176,7 +163,7 @@ def store_export(folder: str, final: Mapping[str, Any]) -> Exported:
 
     target = f"{folder}/model"
     for name, content in final["files"].items():
-        write_file(f"{target}/{name}", content)
+        storage.write(f"{target}/{name}", content)
     return Exported(
         metrics=test_metrics(final["record"]),
         model={
@@ -188,13 +175,3 @@ def store_export(folder: str, final: Mapping[str, Any]) -> Exported:
         },
         evaluation=final["json"],
     )
-
-
-def write_file(path: str, content: bytes) -> None:
-    """Write a file at a local path or a pyarrow URI."""
-    from pyarrow import fs
-
-    system, inside = fs.FileSystem.from_uri(path if "://" in path else Path(path).as_uri())
-    system.create_dir(inside.rpartition("/")[0], recursive=True)
-    with system.open_output_stream(inside) as stream:
-        stream.write(content)

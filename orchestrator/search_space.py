@@ -248,9 +248,10 @@ def put(mapping: dict[str, Any], key: str, value: Any) -> None:
         name, _, rest = rest.rpartition(".")
         check(name in inner, "parameters", name or rest, suggestion(name or rest, list(inner)))
         inner = section_of(inner[name], f"parameters.{name}")
-    elif section == "baselines":
+    elif section == "baselines" and "." in rest:
         name, _, rest = rest.partition(".")
-        inner = inner.setdefault(name, {})
+        inner[name] = section_of(inner.get(name) or {}, f"baselines.{name}")
+        inner = cast(dict[str, Any], inner[name])
     elif section in ("searcher", "scheduler") and rest == "name" and inner.get("name") != value:
         inner.clear()
     inner[rest] = value
@@ -279,7 +280,7 @@ def check_resources(config: SearchConfig, available_cpus: float, available_gpus:
 def _check_search(
     name: str, source: str, mapping: Mapping[str, Any], run_given: Mapping[str, Any]
 ) -> SearchConfig:
-    settings = build(SearchSettings, cast(dict[str, Any], _numbers(mapping)))
+    settings = build(SearchSettings, number(mapping))
     find_file("recipes", settings.recipe)
     parameters = in_order(build_parameters(settings.parameters))
     base = _base(settings, parameters, run_given, source)
@@ -339,13 +340,6 @@ def _check_counts(settings: SearchSettings, space: SearchSpace) -> None:
             f"nothing is sampled after the {fixed} baselines ({names}): write that number, or"
             " searcher.name grid",
         )
-
-
-def _numbers(value: Any) -> Any:
-    """Fractions as numbers, all the way down."""
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in cast(Mapping[str, Any], value).items()}
-    return number(value)
 
 
 def only_with(key: str, value: object, name: str, users: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ CORNERS = 12
 
 
 def build_parameters(entries: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Each entry of ``parameters`` by itself, checked; raises `ConfigError`."""
     parameters: dict[str, Parameter] = {}
     for name, entry in entries.items():
         where = f"parameters.{name}"
@@ -143,6 +144,7 @@ def check_names(parameters: Mapping[str, Parameter], base: RunConfig) -> None:
 def build_baselines(
     entries: Mapping[str, Any], parameters: Mapping[str, Parameter], base: RunConfig
 ) -> dict[str, Values]:
+    """The fixed points, completed from the run ``base``; raises `ConfigError`."""
     check(
         PAPER in entries,
         "baselines",

@@ -11,18 +11,22 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
-from orchestrator import records
+from orchestrator import records, storage
 from orchestrator.cluster import (
     check_scaling,
     cluster_address,
     local_resources,
     ray_session,
 )
-from orchestrator.config import RunConfig, to_dict
+from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict
 from orchestrator.failures import failure_reason
+from orchestrator.identity import check_identity
+from orchestrator.validate import check_fits
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 END = "end"
+# A resumed run may go on elsewhere, with more workers, and for longer.
+MAY_CHANGE = {*NOT_SCIENTIFIC, "training.epochs", "data.root", "data.download"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,12 @@ def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
     """
     if config.name is None:
         config = dataclasses.replace(config, name=records.new_name("train"))
-    records.check_storage(config.storage_path)
+    storage.check_writable(config.storage_path)
     if cluster_address(config) is None:
         check_scaling(config.scaling, *local_resources())
     data = load_data(config.data)
+    check_fits(config, data)
+    check_identity(f"{config.storage_path}/{config.name}", to_dict(config), may_change=MAY_CHANGE)
     recorder = records.open_recorder(config)
     run_id = str(config.name)
     try:
@@ -116,7 +122,7 @@ def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None
     started = time.perf_counter()
     trainer = TorchTrainer(
         worker.train_loop,
-        train_loop_config=to_dict(config),
+        train_loop_config={"config": to_dict(config), "rungs": []},
         scaling_config=worker.scaling_config(config),
         run_config=ray_train.RunConfig(
             name=config.name,
@@ -132,19 +138,18 @@ def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None
         queue.put(END)
         listener.join(timeout=10)
         reason = failure_reason(error)
-        recorder.finish(
-            run_id, status="FAILED", stop_reason=reason, tags={"morel.status": "failed"}
-        )
+        recorder.finish(run_id, status="FAILED", stop_reason=reason, tags={"morel.state": "failed"})
         raise MorelError(f"run {run_id!r} failed: {reason}") from error
     except KeyboardInterrupt:
         recorder.finish(
-            run_id, status="KILLED", stop_reason="interrupted", tags={"morel.status": "killed"}
+            run_id, status="KILLED", stop_reason="interrupted", tags={"morel.state": "killed"}
         )
         raise
     queue.put(END)
     listener.join(timeout=60)
     if result.checkpoint is None:
         raise MorelError(f"run {run_id!r} ended without a checkpoint")
+    checkpoint = storage.uri(config.storage_path, result.checkpoint.path)
     seconds = time.perf_counter() - started
     last = seen[-1] if seen else dict(result.metrics or {})
     attack = records.evaluation_attack(config).name
@@ -169,10 +174,10 @@ def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None
         stop_reason=stop_reason,
         metrics=metrics,
         tags={
-            "morel.status": "diverged" if diverged else "finished",
+            "morel.state": "diverged" if diverged else "finished",
             "morel.diverged": str(diverged).lower(),
             "morel.device": str(last.get("device", "unknown")),
-            "morel.checkpoint": result.checkpoint.path,
+            "morel.checkpoint": checkpoint,
         },
         texts=artifacts,
         model=model,
@@ -183,7 +188,7 @@ def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None
         seconds=seconds,
         stop_reason=stop_reason,
         metrics=metrics,
-        checkpoint=result.checkpoint.path,
+        checkpoint=checkpoint,
         diverged=diverged,
         recorded=True,
     )

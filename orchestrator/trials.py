@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from morel_core.errors import MorelError
-from orchestrator import records
+from orchestrator import records, storage
 from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.search_space import SearchConfig
@@ -73,7 +74,6 @@ class TrialBook:
         self.view = view
         self.attack = records.evaluation_attack(search.base).name
         self._trials: dict[str, Trial] = {}
-        self._filesystems: dict[str, Any] = {}
         self._deadline = float("inf")
 
     @property
@@ -91,10 +91,6 @@ class TrialBook:
         for trial in self.trials:
             if trial.state == "running":
                 self._close(trial, "stopped", "time budget spent")
-
-    def filesystem(self, trial: Trial) -> Any:
-        """The pyarrow file system that holds the trial's checkpoint."""
-        return self._filesystems[trial.run_id]
 
     def start(self, tune_trial: Any) -> Trial:
         """The trial of a Tune trial, recorded when it is first seen."""
@@ -156,14 +152,12 @@ class TrialBook:
             trial.seconds = float(trial.last.get("time_total_s", 0.0))
         checkpoint = tune_trial.checkpoint
         inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
-        if inner:
-            trial.checkpoint, self._filesystems[trial.run_id] = str(inner), None
-        elif checkpoint is not None:
-            trial.checkpoint = checkpoint.path
-            self._filesystems[trial.run_id] = checkpoint.filesystem
+        path = inner or (checkpoint.path if checkpoint is not None else None)
+        if path:
+            trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
         if trial.last.get("diverged"):
             self._close(trial, "diverged", f"diverged in epoch {trial.epoch}")
-        elif trial.epoch >= self.search.base.training.epochs:
+        elif trial.epoch >= trial.last.get("num_epochs", float("inf")):  # a space may vary them
             self._close(trial, "finished", f"all {trial.epoch} epochs trained")
         elif time.time() >= self._deadline:
             self._close(trial, "stopped", f"time budget spent at epoch {trial.epoch}")
@@ -183,7 +177,7 @@ class TrialBook:
     def error(self, tune_trial: Any) -> None:
         """A trial failed for good; the search goes on."""
         trial = self.start(tune_trial)
-        self._close(trial, "failed", failure_reason(tune_trial.get_error()))
+        self._close(trial, "failed", failure_reason(error_text(tune_trial)))
 
     def _close(self, trial: Trial, state: State, reason: str) -> None:
         trial.state, trial.reason = state, reason
@@ -197,7 +191,7 @@ class TrialBook:
             stop_reason=reason,
             metrics=metrics,
             tags={
-                "morel.status": state,
+                "morel.state": state,
                 "morel.diverged": str(state == "diverged").lower(),
                 "morel.device": str(trial.last.get("device", "unknown")),
                 "morel.checkpoint": trial.checkpoint or "",
@@ -208,6 +202,12 @@ class TrialBook:
     def _show(self) -> None:
         if self.view is not None:
             self.view.update(self.trials)
+
+
+def error_text(tune_trial: Any) -> str | None:
+    """The text of a failed trial's error: still local when Tune tells of it, later in storage."""
+    local = Path(tune_trial.error_file or "")
+    return local.read_text() if local.is_file() else tune_trial.get_error()
 
 
 def summary_note(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> str:

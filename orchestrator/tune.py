@@ -7,23 +7,29 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from morel_core.config import ExperimentConfig
 from morel_core.data import load_data
-from morel_core.errors import ConfigError, MorelError
-from orchestrator import records
-from orchestrator.cluster import cluster_address, local_resources, ray_session
+from morel_core.errors import ConfigError
+from orchestrator import records, storage
+from orchestrator.cluster import (
+    cluster_address,
+    driver_resources,
+    local_resources,
+    ray_session,
+)
 from orchestrator.config import to_dict
+from orchestrator.identity import check_identity
 from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.tracking import Recorder
 from orchestrator.trials import Trial, TrialBook, best_trial, summary_note
+from orchestrator.validate import check_fits
 
-DEFINITION = "search.json"
-# Tune pickles its own state here; a folder that others can write to would let them run code.
-PRIVATE = 0o700
-DRIVER_CPUS = 0.01
+# A resumed search may run elsewhere; what it searches stays.
+MAY_CHANGE = {
+    *("time_budget_s", "max_concurrent", "source", "description"),
+    *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
+}
 
 
 class SearchView(Protocol):
@@ -70,12 +76,16 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
     if base.name is None:
         base = dataclasses.replace(base, name=records.new_name(search.name))
         search = dataclasses.replace(search, base=base)
-    records.check_storage(base.storage_path)
+    storage.check_writable(base.storage_path)
     if cluster_address(base) is None:
         check_resources(search, *local_resources())
     data = load_data(base.data)
-    check_sizes(base, len(data.train))
-    check_definition(search)
+    check_fits(base, data)
+    check_identity(
+        f"{base.storage_path}/{base.name}",
+        {**definition(search), "base": to_dict(base)},
+        may_change=MAY_CHANGE,
+    )
     recorder = records.open_recorder(base)
     started = time.perf_counter()
     try:
@@ -94,7 +104,7 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
             _fit(search, book, there)
             winner = best_trial(book.trials, search.objective.metric)
             if winner is not None:
-                measure_winner(search, book, winner, recorder)
+                measure_winner(search, winner, recorder)
         seconds = time.perf_counter() - started
         finish_search(search, book.trials, winner, seconds, recorder)
     except KeyboardInterrupt:
@@ -102,7 +112,7 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
             str(base.name),
             status="KILLED",
             stop_reason="interrupted; the same command resumes it",
-            tags={"morel.status": "killed"},
+            tags={"morel.state": "killed"},
         )
         raise
     finally:
@@ -110,16 +120,6 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
     return SearchResult(
         search=search, trials=book.trials, winner=winner, seconds=seconds, recorded=pending == 0
     )
-
-
-def check_sizes(config: ExperimentConfig, images: int) -> None:
-    """Raise `ConfigError` if a batch is larger than the training split."""
-    if config.training.batch_size > images:
-        raise ConfigError(
-            "training.batch_size",
-            config.training.batch_size,
-            f"at most the {images} training images of data.name = {config.data.name!r}",
-        )
 
 
 # --- identity ------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def definition(search: SearchConfig) -> dict[str, Any]:
     fields = {
         field.name: getattr(search, field.name)
         for field in dataclasses.fields(search)
-        if field.name not in ("space", "base", "source", "time_budget_s", "max_concurrent")
+        if field.name not in ("space", "base")
     }
     plain = {
         key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
@@ -151,29 +151,6 @@ def search_params(search: SearchConfig) -> dict[str, Any]:
         "search.metric": search.objective.metric,
         "search.workers_per_trial": search.resources.workers,
     }
-
-
-def check_definition(search: SearchConfig) -> None:
-    """Note what the search is, or raise `MorelError` if its name belongs to another one."""
-    base = search.base
-    if "://" in base.storage_path:
-        return
-    folder = Path(base.storage_path) / str(base.name)
-    folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-    path = folder / DEFINITION
-    now = {"search": definition(search), "base": to_dict(base)}
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before != now:
-            changed = [
-                key for key in now["search"] if before["search"].get(key) != now["search"][key]
-            ]
-            what = ", ".join(changed) or "the run's settings"
-            raise MorelError(
-                f"name = {base.name!r}: {folder} holds a search that differs in {what}: "
-                "give this one another name, or repeat that one's command to resume it"
-            )
-    path.write_text(json.dumps(now, indent=2))
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -217,6 +194,8 @@ def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> N
     book.begin(search.time_budget_s)
     with following(path, book):
         tuner.fit()
+    # A search that had ended before makes no turn in which its trials would have been seen.
+    book.adopt(ray_tune.ExperimentAnalysis(path).trials or [])
     book.end()
 
 
@@ -233,9 +212,12 @@ def make_trainable(search: SearchConfig) -> Any:
 
     base = to_dict(search.base)
     if search.resources.workers > 1:
-        trainable = ray_tune.with_parameters(worker.multi_worker_trial, base=base)
+        trainable = ray_tune.with_parameters(
+            worker.multi_worker_trial, base=base, rungs=rungs(search)
+        )
         # The workers ask for theirs themselves: this is the driver function's alone.
-        return ray_tune.with_resources(trainable, {"CPU": DRIVER_CPUS})
+        driver = ray_tune.PlacementGroupFactory([driver_resources()])
+        return ray_tune.with_resources(trainable, driver)
     trainable = ray_tune.with_parameters(worker.MorelTrial, base=base, rungs=rungs(search))
     asked = search.resources
     resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
@@ -266,19 +248,24 @@ def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
     multi-worker trials, whose workers are outside its accounting, could deadlock.
     """
     asked = search.resources
-    driver = DRIVER_CPUS if asked.workers > 1 else 0.0
+    driver = driver_resources().get("CPU", 0.0) if asked.workers > 1 else 0.0
     fits = int(cpus / (asked.workers * asked.cpus_per_worker + driver))
     if asked.gpus_per_worker:
         fits = min(fits, int(gpus / (asked.workers * asked.gpus_per_worker)))
-    return max(1, min(fits, search.max_concurrent or fits, search.total_trials))
+    if fits < 1:
+        raise ConfigError(
+            f"{search.source}: resources.workers",
+            asked.workers,
+            f"one trial and its driver do not fit into {cpus:g} CPUs and {gpus:g} GPUs: ask for "
+            "fewer workers, or start a node with --resources '{\"control\": 1000}' for drivers",
+        )
+    return min(fits, search.max_concurrent or fits, search.total_trials)
 
 
 # --- the winner ----------------------------------------------------------------------------------
 
 
-def measure_winner(
-    search: SearchConfig, book: TrialBook, winner: Trial, recorder: Recorder
-) -> None:
+def measure_winner(search: SearchConfig, winner: Trial, recorder: Recorder) -> None:
     """Measure the winner's best network on the test set, export it and add both to its record."""
     import ray
     from ray.train import Checkpoint
@@ -291,7 +278,7 @@ def measure_winner(
         worker.measure_final
     )
     assert winner.checkpoint is not None  # `best_trial` takes no other
-    checkpoint = Checkpoint(path=winner.checkpoint, filesystem=book.filesystem(winner))
+    checkpoint = Checkpoint(winner.checkpoint)
     final = ray.get(task.remote(to_dict(run), checkpoint))
     exported = records.store_export(f"{run.storage_path}/{run.name}/winner", final)
     winner.test = exported.metrics
@@ -316,7 +303,7 @@ def finish_search(
     """Close the search's own run with the winner's numbers and a note."""
     attack = records.evaluation_attack(search.base).name
     metrics = {"search.seconds": seconds, "search.trials": float(len(trials))}
-    tags = {"morel.status": "finished"}
+    tags = {"morel.state": "finished"}
     if winner is not None:
         metrics |= records.best_metrics(winner.last, attack) | winner.test
         tags |= {"morel.winner_run": winner.run_id}

@@ -1,10 +1,14 @@
-"""Check recipes and search spaces without running anything."""
+"""Check recipes and search spaces without running anything, and configs against their data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from morel_core.config import ExperimentConfig
+from morel_core.data import Dataset
+from morel_core.errors import check
+from morel_core.models import build_net
 from orchestrator.config import compose, packaged, read_yaml, run_key
 from orchestrator.search_space import load_search
 
@@ -28,6 +32,22 @@ def validate(names: Sequence[str], overrides: Sequence[str] = ()) -> list[dict[s
     """
     names = names or [*packaged("recipes"), *packaged("search_spaces")]
     return [_check(name, overrides) for name in names]
+
+
+def check_fits(config: ExperimentConfig, data: Dataset) -> None:
+    """Build the network and compare sizes, so that a mistake costs no start of Ray.
+
+    Raises:
+        ConfigError, MorelError: the data has fewer images than a batch, or the model cannot be
+            built for them.
+    """
+    check(
+        config.training.batch_size <= len(data.train),
+        "training.batch_size",
+        config.training.batch_size,
+        f"at most the {len(data.train)} training images of data.name = {data.name!r}",
+    )
+    build_net(config.model, num_classes=data.num_classes, shape=data.shape, seed=config.seed)
 
 
 def _check(name: str, overrides: Sequence[str]) -> dict[str, str]:

@@ -46,8 +46,12 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
 
 
 def train_loop(loop_config: dict[str, Any]) -> None:
-    """One rank of a Ray Train run: train, report after each measured epoch, save now and then."""
-    config = config_from(loop_config)
+    """One rank of a Ray Train run: train, report after each measured epoch, save now and then.
+
+    Args:
+        loop_config: ``config``, the run's plain values, and ``rungs``, epochs to save at.
+    """
+    config, rungs = config_from(loop_config["config"]), loop_config["rungs"]
     set_threads(config.scaling.cpus_per_worker)
     from ray.train.torch import get_device
 
@@ -61,7 +65,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     saved = time.monotonic()
     for report in reports(trainer):
         report["device"] = device_name(device)
-        due = trainer.done or time.monotonic() - saved >= config.checkpoint.every_seconds
+        due = trainer.done or report["epoch"] in rungs
+        due |= time.monotonic() - saved >= config.checkpoint.every_seconds
         if not (is_first and due):
             train.report(report)
             continue
@@ -130,7 +135,7 @@ class MorelTrial(tune.Trainable):
         self.reports = reports(self.trainer)
 
 
-def multi_worker_trial(config: dict[str, Any], base: dict[str, Any]) -> None:
+def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], rungs: list[int]) -> None:
     """A trial of several workers: Ray Train inside a Tune function."""
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -139,7 +144,7 @@ def multi_worker_trial(config: dict[str, Any], base: dict[str, Any]) -> None:
     trial = tune.get_context().get_trial_id()
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config=to_dict(run),
+        train_loop_config={"config": to_dict(run), "rungs": rungs},
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from morel_core.attacks.base import attack_mode
 from morel_core.attacks.pgd import eps_label
 from morel_core.config import Norm
-from morel_core.errors import check
+from morel_core.errors import MorelError, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,11 @@ class AutoAttack:
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """See `Attack`; all of ``x`` is one batch."""
+        """See `Attack`; all of ``x`` is one batch.
+
+        Raises:
+            MorelError: the network tells fewer than 4 classes apart.
+        """
         del noise, generator
         import pyautoattack
 
@@ -68,5 +72,19 @@ class AutoAttack:
                 version=self.version,
             )
             adversary.verbose = False
+            # The package aims at 9 other classes, whether or not there are as many.
+            others = self._num_classes(net, x) - 1
+            for part in (adversary.apgd_targeted, adversary.fab):
+                part.n_target_classes = min(part.n_target_classes, others)
             x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=len(x))
         return x_adv.detach()
+
+    @staticmethod
+    @torch.no_grad()
+    def _num_classes(net: nn.Module, x: Tensor) -> int:
+        classes = net(x[:1]).shape[1]
+        if classes < 4:
+            raise MorelError(
+                f"AutoAttack compares the 4 largest logits, the model has {classes}: use pgdN"
+            )
+        return classes

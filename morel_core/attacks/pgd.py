@@ -52,12 +52,6 @@ class PGD:
     def __post_init__(self) -> None:
         AttackConfig(**asdict(self))  # the same ranges
         check(self.loss in ("ce", "kl"), "loss", self.loss, "ce or kl")
-        check(
-            not (self.loss == "kl" and self.init == "none"),
-            "init",
-            self.init,
-            "gaussian or uniform with loss: kl, whose gradient at x itself is zero",
-        )
 
     @staticmethod
     def from_config(config: AttackConfig, auto_loss: str) -> PGD:
@@ -92,7 +86,7 @@ class PGD:
             if self.loss == "kl":
                 with torch.no_grad():
                     log_p = F.log_softmax(net(x), dim=1)
-            x_adv = project(self._start(x, noise, generator), x, self.eps, self.norm)
+            x_adv = self._start(x, noise, generator)
             for _ in range(self.num_steps):
                 x_adv.requires_grad_(True)
                 with torch.enable_grad():
@@ -108,9 +102,11 @@ class PGD:
             return x.detach().clone()
         if noise is None:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        if self.init == "gaussian":
+        if self.init == "gaussian":  # published: projected by the first step, not before it
             return x.detach() + self.init_scale * noise
-        return x.detach() + uniform_in_ball(noise, self.eps, self.norm)
+        return project(
+            x.detach() + uniform_in_ball(noise, self.eps, self.norm), x, self.eps, self.norm
+        )
 
     def _loss(self, logits: Tensor, y: Tensor, log_p: Tensor | None) -> Tensor:
         """Summed over samples, so that one sample's gradient does not depend on the batch."""

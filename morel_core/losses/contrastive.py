@@ -18,7 +18,8 @@ def multi_positive_contrastive(u: Tensor, y: Tensor, temperature: float) -> Tens
         Scalar. An anchor without positives contributes 0 and is still counted.
     """
     itself = torch.eye(len(u), dtype=torch.bool, device=u.device)
-    logits = (u @ u.T / temperature).masked_fill(itself, float("-inf"))
+    with torch.autocast(u.device.type, enabled=False):  # would round the similarities to bf16
+        logits = (u @ u.T / temperature).masked_fill(itself, float("-inf"))
     log_probs = torch.log_softmax(logits, dim=1)
     positive = (y[:, None] == y[None, :]) & ~itself
     counts = positive.sum(1).clamp(min=1)

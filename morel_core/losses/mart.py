@@ -18,11 +18,13 @@ def largest_other(probs: Tensor, y: Tensor) -> Tensor:
 def mart(outputs: Outputs, config: ObjectiveConfig) -> dict[str, Tensor]:
     """``boosted_ce`` + ``weighted_kl``; gradients also through the weight's p_y, as published."""
     shard, y = outputs.shard, outputs.y
-    probs = F.softmax(outputs.natural, dim=1)
+    log_p = F.log_softmax(outputs.natural, dim=1)
+    probs = log_p.exp()
     probs_adv = F.softmax(outputs.logits_adv, dim=1)
     margin = -torch.log(1.0001 - largest_other(probs_adv, y) + 1e-12)
     boosted = F.cross_entropy(outputs.logits_adv, y, reduction="none") + margin
-    kl = F.kl_div(torch.log(probs_adv + 1e-12), probs, reduction="none").sum(1)
+    # Not F.kl_div: its own log of a probability that underflowed to 0 has gradient NaN.
+    kl = (probs * (log_p - torch.log(probs_adv + 1e-12))).sum(1)
     weight = 1.0000001 - probs.gather(1, y[:, None])[:, 0]
     return {
         "boosted_ce": shard.mean(boosted),

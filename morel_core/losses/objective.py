@@ -91,11 +91,8 @@ class MorelObjective:
 
     @property
     def attack_loss(self) -> str:
-        """What the training attack maximises unless told: TRADES and LOAT on TRADES the KL."""
-        kl = self.config.accuracy == "trades" or (
-            self.config.accuracy == "loat" and self.config.loat_base == "trades"
-        )
-        return "kl" if kl else "ce"
+        """What the training attack maximises unless told."""
+        return self.config.attack_loss
 
     def __call__(
         self,

@@ -18,15 +18,21 @@ def _recipes_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_space, "compose", compose_once)
 
 
-@pytest.fixture
-def load(tmp_path: Path) -> Callable[..., search_space.SearchConfig]:
+@pytest.fixture(scope="session")
+def search_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that ``load`` writes."""
+    return tmp_path_factory.mktemp("search") / "mine.yaml"
+
+
+@pytest.fixture(scope="session")
+def load(search_file: Path) -> Callable[..., search_space.SearchConfig]:
     """Load a search from YAML text with overrides: ``load(text, "key=value", head="")``."""
 
+    @functools.cache  # searches are frozen, too
     def from_text(
         text: str = ALPHA, *overrides: str, head: str = HEAD
     ) -> search_space.SearchConfig:
-        path = tmp_path / "mine.yaml"
-        path.write_text(head + text)
-        return search_space.load_search(str(path), overrides)
+        search_file.write_text(head + text)
+        return search_space.load_search(str(search_file), overrides)
 
     return from_text

@@ -300,11 +300,11 @@ TRUNK = "objective.alpha: {type: float, low: 1.0e-6, high: 1, log: true}"
         ),
     ],
 )
-def test_one_line_with_file_key_value_and_what_is_allowed(load, tmp_path, text, message):
+def test_one_line_with_file_key_value_and_what_is_allowed(load, search_file, text, message):
     with pytest.raises(MorelError) as caught:
         load(text, head="scheduler: {name: none}\n")
     said = str(caught.value)
-    assert said.startswith(f"{tmp_path}/mine.yaml: "), said
+    assert said.startswith(f"{search_file}: "), said
     assert message in said
     assert "\n" not in said
 

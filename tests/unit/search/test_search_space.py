@@ -223,6 +223,18 @@ def test_overrides_reach_the_search_its_parameters_and_the_run(load):
     assert search.base.scaling.num_workers == 2
 
 
+def test_whole_entries_can_be_given_on_the_command_line(load):
+    search = load(
+        ALPHA,
+        "parameters.objective.beta={type: float, low: 1, high: 6}",
+        "baselines.light={objective.beta: 2}",
+        "baselines.strong.objective.beta=5",
+    )
+    assert list(search.space.sampled) == ["objective.alpha", "objective.beta"]
+    assert search.space.baseline_params("light") == {"objective.alpha": 1e-5, "objective.beta": 2.0}
+    assert search.space.baseline_params("strong")["objective.beta"] == 5.0
+
+
 def test_the_command_line_wins_over_the_files_overrides(load):
     assert load(KINDS, "training.epochs=2").base.training.epochs == 2
 

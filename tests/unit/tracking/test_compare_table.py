@@ -125,7 +125,7 @@ def test_rendering_in_a_terminal(runs):
     text = console.export_text()
     assert "50.0 [45.0, 55.0]" in text
     assert "20.0 [15.0, 25.0]*" in text
-    assert "robust % test" in text
+    assert "Test set, " in text
     assert "biased upwards" in text
 
 

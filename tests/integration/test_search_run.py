@@ -1,0 +1,186 @@
+"""`morel tune` for real: reused actors, multi-worker trials, failures, resume."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recorded
+import yaml
+
+from orchestrator.cli import main
+from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.tune import SearchResult, rungs, tune
+
+SMALL = {
+    "data.holdout": 60,
+    "data.train_size": 320,
+    "data.test_size": 60,
+    "model.width": 4,
+    "attack.num_steps": 2,
+    "evaluation.attack.num_steps": 3,
+}
+
+
+def space(folder: Path, name: str, **keys: Any) -> str:
+    """A search file; ``keys`` replace the defaults here."""
+    content: dict[str, Any] = {
+        "recipe": "digits",
+        "overrides": SMALL | {"training.epochs": 2},
+        "scheduler": {"name": "none"},
+        "num_trials": 1,
+        "parameters": {"objective.alpha": {"type": "float", "low": 1e-6, "high": 1, "log": True}},
+        "baselines": {"paper": {"objective.alpha": 1e-5}},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content | keys, sort_keys=False))
+    return str(path)
+
+
+def search(storage: Path, file: str, name: str, *overrides: str) -> SearchConfig:
+    return load_search(file, [f"storage_path={storage}", f"name={name}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def asha(local_ray: Any, shared_storage: Path, tmp_path_factory: Any) -> SearchResult:
+    """Four trials of which the learning rate of some is hopeless, under ASHA."""
+    file = space(
+        tmp_path_factory.mktemp("spaces"),
+        "asha",
+        overrides=SMALL | {"training.epochs": 4},
+        scheduler={"name": "asha", "grace_period": 1, "reduction_factor": 2},
+        num_trials=4,
+        parameters={"optimizer.lr": {"type": "float", "low": 1e-9, "high": 0.2, "log": True}},
+        baselines={
+            "paper": {"optimizer.lr": 0.1},
+            "half": {"optimizer.lr": 0.05},
+            "tiny": {"optimizer.lr": 1e-8},
+            "nil": {"optimizer.lr": 1e-9},
+        },
+    )
+    return tune(search(shared_storage, file, "asha"))
+
+
+def test_search_records_parent_and_children(asha: SearchResult, shared_storage: Path) -> None:
+    parent = recorded.one(shared_storage, "asha")
+    children = recorded.runs(shared_storage, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert parent.data.tags["morel.kind"] == "search"
+    assert len(children) == 4
+    assert {run.data.tags["morel.run_id"] for run in children} == {t.run_id for t in asha.trials}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert asha.recorded
+
+
+def test_asha_stops_the_worse_and_says_so(asha: SearchResult, shared_storage: Path) -> None:
+    by_name = {trial.baseline: trial for trial in asha.trials}
+    assert by_name["nil"].reason.startswith("ASHA stopped it at epoch")
+    assert by_name["nil"].epoch in rungs(asha.search)
+    assert asha.winner is not None
+    assert asha.winner.baseline in ("paper", "half")
+    assert asha.winner.reason == "all 4 epochs trained"
+    stopped = recorded.one(shared_storage, by_name["nil"].run_id)
+    assert stopped.data.tags["morel.stop_reason"] == by_name["nil"].reason
+    assert recorded.steps(shared_storage, stopped, "holdout.clean") == list(
+        range(1, by_name["nil"].epoch + 1)
+    )
+
+
+def test_only_the_winner_meets_the_test_set(asha: SearchResult, shared_storage: Path) -> None:
+    assert asha.winner is not None
+    tested = {
+        trial.run_id
+        for trial in asha.trials
+        if any(
+            key.startswith("test.")
+            for key in recorded.one(shared_storage, trial.run_id).data.metrics
+        )
+    }
+    assert tested == {asha.winner.run_id}
+    winner = recorded.one(shared_storage, asha.winner.run_id)
+    assert winner.outputs.model_outputs
+    parent = recorded.one(shared_storage, "asha")
+    assert parent.data.metrics["test.clean"] == winner.data.metrics["test.clean"]
+
+
+def test_finished_search_repeated_changes_nothing(asha: SearchResult, shared_storage: Path) -> None:
+    before = {run.info.run_id for run in recorded.runs(shared_storage, "")}
+    again = tune(asha.search)
+    assert {run.info.run_id for run in recorded.runs(shared_storage, "")} == before
+    assert again.winner is not None
+    assert asha.winner is not None
+    assert again.winner.run_id == asha.winner.run_id
+    assert [(t.run_id, t.reason) for t in again.trials] == [
+        (t.run_id, t.reason) for t in asha.trials
+    ]
+
+
+def test_failed_and_diverged_trials_are_recorded_as_such(
+    local_ray: Any, shared_storage: Path, tmp_path: Path
+) -> None:
+    file = space(
+        tmp_path,
+        "broken",
+        num_trials=3,
+        parameters={
+            "optimizer.lr": {"type": "choice", "values": [0.1, 1e30]},
+            "training.batch_size": {"type": "choice", "values": [64, 100000]},
+        },
+        baselines={
+            "paper": {"optimizer.lr": 0.1, "training.batch_size": 64},
+            "explodes": {"optimizer.lr": 1e30, "training.batch_size": 64},
+            "too_large": {"optimizer.lr": 0.1, "training.batch_size": 100000},
+        },
+    )
+    result = tune(search(shared_storage, file, "broken"))
+    by_name = {trial.baseline: trial for trial in result.trials}
+    assert {name: trial.state for name, trial in by_name.items()} == {
+        "paper": "finished",
+        "explodes": "diverged",
+        "too_large": "failed",
+    }
+    assert "training.batch_size = 100000" in by_name["too_large"].reason
+    assert result.winner is not None
+    assert result.winner.baseline == "paper"
+    for name, status in (("explodes", "FAILED"), ("too_large", "FAILED"), ("paper", "FINISHED")):
+        run = recorded.one(shared_storage, by_name[name].run_id)
+        assert run.info.status == status
+        assert run.data.tags["morel.state"] == by_name[name].state
+
+
+def test_multi_worker_trials_on_real_cifar10_free_their_cpus(
+    local_ray: Any, shared_storage: Path, cifar_root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = search(shared_storage, "cifar10_slice", "cifar", f"data.root={cifar_root}")
+    result = tune(config)
+    assert len(result.trials) == 4
+    assert all(trial.state in ("finished", "stopped") for trial in result.trials)
+    assert result.winner is not None
+    for trial in result.trials:
+        run = recorded.one(shared_storage, trial.run_id)
+        assert run.data.params["scaling.num_workers"] == "2"
+        assert recorded.steps(shared_storage, run, "loss.total") == list(range(1, trial.epoch + 1))
+    deadline = time.time() + 30
+    while local_ray.available_resources().get("CPU") != 2 and time.time() < deadline:
+        time.sleep(0.2)
+    assert local_ray.available_resources()["CPU"] == 2
+
+    capsys.readouterr()
+    assert main(["compare", "--search", "cifar", f"storage_path={shared_storage}"]) == 0
+    table = capsys.readouterr().out
+    assert "pgd5_linf_8-255" in table
+    assert all(f"{trial.number:03d}" in table for trial in result.trials)
+
+
+def test_command_prints_one_json_document(
+    local_ray: Any, shared_storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = space(tmp_path, "one")
+    capsys.readouterr()
+    assert main(["tune", file, f"storage_path={shared_storage}", "name=one", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["winner"] == printed["trials"][0]["run_id"]
+    assert printed["trials"][0]["robust_accuracy_low"] <= printed["trials"][0]["robust_accuracy"]
+    assert printed["attack"] == "pgd3_linf_0.1"

@@ -1,0 +1,150 @@
+"""`morel train` for real: DDP workers, MLflow, resume by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recorded
+import torch
+from safetensors.torch import load_file
+
+from morel_core import MorelError
+from orchestrator.cli import main
+from orchestrator.config import RunConfig, compose
+from orchestrator.train import train
+
+ATTACK = "pgd3_linf_0.1"
+
+
+def config(storage: Path, *overrides: str) -> RunConfig:
+    return compose(
+        "digits",
+        [
+            f"storage_path={storage}",
+            "training.epochs=2",
+            "data.holdout=60",
+            "data.train_size=320",
+            "data.test_size=60",
+            "model.width=4",
+            "attack.num_steps=2",
+            "evaluation.attack.num_steps=3",
+            "optimizer.schedule=constant",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def two_workers(local_ray: Any, shared_storage: Path) -> Any:
+    """Two epochs on two workers, then the same name again for a third."""
+    first = train(config(shared_storage, "name=pair", "scaling.num_workers=2"))
+    longer = config(shared_storage, "name=pair", "scaling.num_workers=2", "training.epochs=3")
+    return first, train(longer)
+
+
+def test_run_is_recorded_once(two_workers: Any, shared_storage: Path) -> None:
+    run = recorded.one(shared_storage, "pair")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["objective.accuracy"] == "trades"
+    assert run.data.params["scaling.num_workers"] == "2"
+    assert run.data.tags["morel.kind"] == "train"
+    assert run.data.tags["morel.stop_reason"] == "all 3 epochs trained"
+    assert run.data.tags["morel.version.torch"] == torch.__version__.partition("+")[0]
+    assert len(run.data.tags["morel.commit"].partition("-")[0]) in (7, 40)  # "unknown" or a hash
+    assert Path(run.data.tags["morel.checkpoint"], "manifest.json").is_file()
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["digits"]
+
+
+def test_each_epoch_has_its_numbers_and_resume_does_not_repeat_them(
+    two_workers: Any, shared_storage: Path
+) -> None:
+    run = recorded.one(shared_storage, "pair")
+    for metric in (
+        "loss.total",
+        "loss.alignment",
+        "loss.contrastive",
+        "loss.kl",
+        "gradient_share.alignment",
+        "lr",
+        "images_per_second",
+        "holdout.clean",
+        f"holdout.robust.{ATTACK}",
+        f"holdout.robust.{ATTACK}_low",
+        f"holdout.robust.{ATTACK}_high",
+    ):
+        assert recorded.steps(shared_storage, run, metric) == [1, 2, 3], metric
+    first, second = two_workers
+    assert (first.epochs, second.epochs) == (2, 3)
+
+
+def test_final_numbers_stand_with_attack_interval_and_count(
+    two_workers: Any, shared_storage: Path
+) -> None:
+    metrics = recorded.one(shared_storage, "pair").data.metrics
+    value = metrics[f"test.robust.{ATTACK}"]
+    assert metrics[f"test.robust.{ATTACK}_low"] < value < metrics[f"test.robust.{ATTACK}_high"]
+    assert metrics["test.images"] == 60
+    assert 1 <= metrics["best.epoch"] <= 3
+    assert metrics["train.seconds"] > 0
+
+
+def test_logged_model_is_the_plain_network(two_workers: Any, shared_storage: Path) -> None:
+    run = recorded.one(shared_storage, "pair")
+    assert len(run.outputs.model_outputs) == 2  # one for each time the run came to an end
+    state = load_file(shared_storage / "pair" / "model" / "model.safetensors")
+    assert not [name for name in state if "projection" in name or "attention" in name]
+    program = torch.export.load(shared_storage / "pair" / "model" / "model.pt2")
+    assert program.module()(torch.rand(5, 1, 8, 8)).shape == (5, 10)
+
+
+def test_name_of_another_run_is_refused(two_workers: Any, shared_storage: Path) -> None:
+    with pytest.raises(MorelError, match=r"differs in objective\.beta = 5"):
+        train(config(shared_storage, "name=pair", "objective.beta=5"))
+
+
+def test_worker_count_does_not_change_what_is_learned(
+    two_workers: Any, shared_storage: Path
+) -> None:
+    # No norm: with BatchNorm the statistics are per rank, the one stated exception.
+    both: list[dict[str, float]] = []
+    for workers in (1, 2):
+        name = f"norm-free-{workers}"
+        both.append(
+            train(
+                config(
+                    shared_storage,
+                    f"name={name}",
+                    f"scaling.num_workers={workers}",
+                    "model.norm=none",
+                )
+            ).metrics
+        )
+    keys = ("best.epoch", "best.holdout.clean", f"best.holdout.robust.{ATTACK}")
+    assert [both[0][key] for key in keys] == [both[1][key] for key in keys]
+
+
+def test_evaluate_and_compare_from_the_command_line(
+    two_workers: Any, shared_storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = f"storage_path={shared_storage}"
+    capsys.readouterr()
+    code = main(["evaluate", "pair", "--attacks", "fgsm", "pgd5", "--json", where])
+    record = json.loads(capsys.readouterr().out)
+    assert code == 0
+    clean, fgsm = (record["outcomes"][name] for name in ("clean", "fgsm_linf_0.1"))
+    assert len(clean["correct"]) == 60
+    assert fgsm["accuracy"] <= clean["accuracy"]
+    assert "pgd5_linf_0.1" in record["outcomes"]
+    run = recorded.one(shared_storage, "pair")
+    assert run.data.metrics["test.robust.pgd5_linf_0.1"] <= clean["accuracy"]
+    assert run.data.tags["morel.stop_reason"] == "all 3 epochs trained"
+
+    assert main(["compare", "--json", where]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert (
+        rows["pair"]["robust_accuracy"]["value"]
+        == run.data.metrics[f"best.holdout.robust.{ATTACK}"]
+    )

@@ -1,0 +1,263 @@
+"""What the ranks of test_worker_parity.py compute; it calls the same functions in one process.
+
+``python parity_workers.py FOLDER`` runs the groups of 2 and 4 ranks (gloo, meeting at a file), each
+rank a process forked from this one, and leaves FOLDER/<world size>/rank<rank>.pt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from parity_cases import grads, small_batch, small_net, state
+from torch import Tensor
+
+from morel_core import (
+    PGD,
+    AttackConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    MorelNet,
+    MorelObjective,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Terms,
+    Trainer,
+    TrainingConfig,
+)
+from morel_core.data import SyntheticConfig
+from morel_core.distributed import data_parallel
+from morel_core.models import DigitsCnnConfig
+from morel_core.optim import make_optimizer
+from morel_core.seeding import sliced_randn
+from morel_core.step import gradient_shares, train_step
+
+NUM_EPOCHS = 20
+SIZES = {  # global batch → rows on each rank
+    2: ((4, 4), (3, 2)),
+    4: ((2, 2, 2, 1),),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An objective, and which samples the natural prediction gets wrong: None leaves it to y."""
+
+    config: ObjectiveConfig
+    epoch: int = 1
+    norm: str = "linf"
+    wrong: tuple[int, ...] | None = None
+
+
+def heavy(**settings: Any) -> ObjectiveConfig:
+    """Weights under which an error in any term shows."""
+    return ObjectiveConfig(**{"alpha": 0.5, "preference": (0.5, 0.5), **settings})
+
+
+def loat(**settings: Any) -> ObjectiveConfig:
+    return heavy(accuracy="loat", loat_lore=True, **settings)
+
+
+CASES = {
+    "trades": Case(heavy(accuracy="trades")),
+    "trades both l2": Case(heavy(accuracy="trades", features="both"), norm="l2"),
+    "mart adversarial": Case(heavy(accuracy="mart", features="adversarial")),
+    "mart both": Case(heavy(accuracy="mart", features="both")),
+    "at": Case(heavy(accuracy="at")),
+    "at both l2": Case(heavy(accuracy="at", features="both"), norm="l2"),
+    # The first row is on the first rank, the last on the last: their groups are empty elsewhere.
+    "loat early": Case(loat(), wrong=(0,)),
+    "loat late": Case(loat(), epoch=NUM_EPOCHS, wrong=(0,)),
+    "loat kl early": Case(loat(loat_measure="kl"), wrong=(0, 1, 3)),
+    "loat kl late, right at the end": Case(
+        loat(loat_measure="kl", loat_base="trades"), epoch=NUM_EPOCHS, wrong=(0, 1, 2, 3)
+    ),
+    "loat all right": Case(loat(), wrong=()),
+    "loat middle": Case(loat(), epoch=5),
+    "plain trades": Case(ObjectiveConfig(accuracy="trades", morel=False)),
+    "plain mart": Case(ObjectiveConfig(accuracy="mart", morel=False)),
+    "plain loat": Case(ObjectiveConfig(accuracy="loat", morel=False), wrong=(0,)),
+    "plain at": Case(ObjectiveConfig(accuracy="at", morel=False)),
+}
+
+
+def gradients(case: Case, sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
+    """Attack, objective and backward pass over ``sizes[rank]`` rows of the global batch."""
+    net = small_net(num_classes=3, spread=4.0, seed=1)
+    for parameter in net.embedder_parameters():
+        parameter.requires_grad_(case.config.morel)
+    x, y, _ = small_batch(sum(sizes), num_classes=3, seed=1)
+    if case.wrong is not None:
+        with torch.no_grad():
+            y = net(x).argmax(1)
+        for i in case.wrong:
+            y[i] = (y[i] + 1) % 3
+    first = sum(sizes[:rank])
+    mine = slice(first, first + sizes[rank])
+    noise = sliced_randn(7, sizes, rank, x.shape[1:], x.dtype, "cpu")
+    objective = MorelObjective(case.config)
+    attack = PGD(
+        eps=0.1 if case.norm == "linf" else 0.5,
+        step_size=0.03 if case.norm == "linf" else 0.2,
+        num_steps=3,
+        norm=case.norm,
+        loss=objective.attack_loss,
+    )
+    x_adv = attack(net, x[mine], y[mine], noise=noise)
+    parallel_objective = data_parallel(net, objective)  # must outlive the backward pass
+    terms = parallel_objective(
+        net, x[mine], x_adv, y[mine], epoch=case.epoch, num_epochs=NUM_EPOCHS, shard=None
+    )
+    shares = gradient_shares(terms, net)
+    terms.total.backward()
+    with torch.no_grad():
+        right = net(x).argmax(1) == y
+    return {
+        "x_adv": x_adv,
+        "terms": {name: value.detach() for name, value in terms.scalars().items()},
+        "grads": grads(net),
+        "shares": shares,
+        "right": right,
+        "classes": y.unique().numel(),
+    }
+
+
+def experiment() -> ExperimentConfig:
+    """Batches of 15 over two ranks, measured in chunks that do not come out even."""
+    return ExperimentConfig(
+        seed=3,
+        data=SyntheticConfig(
+            num_classes=4,
+            image_size=8,
+            num_train=139,
+            num_test=8,
+            holdout=49,
+            noise=0.3,
+            augmentation="crop_flip",
+            crop_padding=1,
+        ),
+        model=DigitsCnnConfig(width=8, norm="none", embed_dim=8),
+        objective=ObjectiveConfig(accuracy="trades", features="both", alpha=0.1),
+        attack=AttackConfig(num_steps=2),
+        optimizer=OptimizerConfig(lr=0.05),
+        training=TrainingConfig(epochs=2, batch_size=15),
+        evaluation=EvaluationConfig(
+            attack=AttackConfig(num_steps=3, init="uniform", loss="ce"), batch_size=12
+        ),
+    )
+
+
+def train() -> dict[str, Any]:
+    """A whole run."""
+    trainer = Trainer(experiment())
+    trainer.fit()
+    result = trainer.evaluate("holdout", {"robust": trainer.eval_attack})
+    return {
+        "net": state(trainer.net),
+        "history": trainer.history,
+        "correct": {name: outcome.correct for name, outcome in result.items()},
+    }
+
+
+def spoiled(objective: Callable[..., Terms], value: float) -> Callable[..., Terms]:
+    """``objective`` whose total is NaN, or infinite with gradients that are finite."""
+
+    def call(net: MorelNet, *batch: Tensor, **where: Any) -> Terms:
+        terms = objective(net, *batch, **where)
+        total = terms.total * value if math.isnan(value) else terms.total + value
+        return dataclasses.replace(terms, total=total)
+
+    return call
+
+
+def snapshot(net: MorelNet, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Copies of parameters and of all tensors that the optimiser keeps."""
+    kept = {
+        f"{index}.{name}": value.clone()
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+    return {"net": state(net), "optimizer": kept}
+
+
+def steps(
+    spoil: list[float | None], name: str, sizes: tuple[int, ...], rank: int
+) -> list[dict[str, Any]]:
+    """Steps of ``train_step``, the last rank's loss spoiled in some: what each left behind."""
+    net = small_net()
+    optimizer = make_optimizer(OptimizerConfig(name=name, lr=0.05), net)
+    x, y, noise = small_batch(sum(sizes), seed=2)
+    first = sum(sizes[:rank])
+    mine = slice(first, first + sizes[rank])
+    after: list[dict[str, Any]] = []
+    for value in spoil:
+        objective: Callable[..., Terms] = MorelObjective(ObjectiveConfig())
+        if value is not None and rank == len(sizes) - 1:
+            objective = spoiled(objective, value)
+        _, finite = train_step(
+            net,
+            data_parallel(net, objective),
+            PGD(eps=0.1, step_size=0.05, num_steps=1, loss="kl"),
+            optimizer,
+            x[mine],
+            y[mine],
+            noise=noise[mine],
+            epoch=1,
+            num_epochs=2,
+        )
+        after.append({"finite": bool(finite), **snapshot(net, optimizer)})
+    return after
+
+
+def run_rank(rank: int, world_size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
+    )
+    result: dict[str, Any] = {
+        "gradients": {
+            (name, sizes): gradients(case, sizes, rank)
+            for sizes in SIZES[world_size]
+            for name, case in CASES.items()
+        }
+    }
+    if world_size == 2:
+        result["train"] = train()
+        result["steps"] = {
+            (name, value): steps([None, value, None], name, (3, 2), rank)
+            for name in ("sgd", "adamw")
+            for value in (math.nan, math.inf)
+        }
+    torch.save(result, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def main(folder: Path) -> None:
+    import torch._dynamo  # noqa: F401  # DDP imports it: once here, not seconds in every rank
+
+    context = multiprocessing.get_context("fork")
+    for world_size in SIZES:
+        place = folder / str(world_size)
+        place.mkdir()
+        ranks = [
+            context.Process(target=run_rank, args=(rank, world_size, place))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        if any(process.exitcode for process in ranks):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,36 @@
+"""Runs and searches for the tests of this folder; nothing here starts Ray."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_tune import SEARCH
+
+from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.tracking import Journal, MemoryTracker, Recorder
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> SearchConfig:
+    """The search of `fake_tune.SEARCH`, loaded once."""
+    path = tmp_path_factory.mktemp("search") / "fake.yaml"
+    path.write_text(SEARCH)
+    return load_search(str(path), ["name=hunt", "storage_path=/nowhere"])
+
+
+@pytest.fixture
+def search(loaded: SearchConfig, tmp_path: Path) -> SearchConfig:
+    """The search, stored where the test may write."""
+    return replace(loaded, base=replace(loaded.base, storage_path=str(tmp_path)))
+
+
+@pytest.fixture
+def tracker() -> MemoryTracker:
+    return MemoryTracker()
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, tracker: MemoryTracker):
+    recorder = Recorder(Journal(str(tmp_path / "journal")), tracker)
+    yield recorder
+    recorder.close()

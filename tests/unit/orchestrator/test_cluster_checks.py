@@ -1,0 +1,47 @@
+"""Whether what is asked for is there, without starting Ray."""
+
+import pytest
+
+from morel_core import ConfigError
+from orchestrator.cluster import check_scaling, cluster_address, local_resources
+from orchestrator.config import ClusterConfig, RunConfig, ScalingConfig
+
+
+def test_enough():
+    check_scaling(ScalingConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=0.5), 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "message"),
+    [
+        (
+            {"num_workers": 2, "gpus_per_worker": 1},
+            (8, 1),
+            r"^scaling\.gpus_per_worker = 1: 2 worker\(s\) × 1 = 2 GPUs, but 1 are there: ask for",
+        ),
+        (
+            {"num_workers": 3, "cpus_per_worker": 3},
+            (8, 0),
+            r"^scaling\.cpus_per_worker = 3: 3 worker\(s\) × 3 = 9 CPUs, but 8 are there: ask for",
+        ),
+    ],
+)
+def test_too_little(asked, there, message):
+    with pytest.raises(ConfigError, match=message):
+        check_scaling(ScalingConfig(**asked), *there)
+
+
+def test_address(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    chosen = RunConfig(cluster=ClusterConfig(address="10.0.0.1:6379"))
+    assert cluster_address(RunConfig()) is None
+    assert cluster_address(chosen) == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert cluster_address(RunConfig()) == "auto"
+    assert cluster_address(chosen) == "10.0.0.1:6379"
+
+
+def test_local_resources():
+    cpus, gpus = local_resources()
+    assert cpus >= 1
+    assert gpus >= 0

@@ -1,0 +1,208 @@
+"""What is printed: plain lines, each once, without a terminal; tables that show what is there."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from fake_tune import ATTACK, FakeTrial, checkpoint, epoch, report
+from rich.console import Console
+
+from morel_core.evaluation import EvaluationResult, Outcome
+from orchestrator import progress
+from orchestrator.progress import (
+    SearchProgress,
+    epoch_line,
+    evaluation_table,
+    percent,
+    print_search,
+    print_train,
+    search_summary,
+    train_summary,
+    trial_table,
+    with_interval,
+)
+from orchestrator.records import ui_command
+from orchestrator.train import TrainResult
+from orchestrator.trials import TrialBook, best_trial
+from orchestrator.tune import SearchResult
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=160)
+
+
+def text(console):
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def book(search, recorder):
+    return TrialBook(search, recorder, None)
+
+
+@pytest.fixture
+def finished_search(search, book):
+    """Three trials: finished, stopped and failed with a message full of brackets."""
+    best, stopped, failed = (FakeTrial(i, n) for n, i in enumerate("abc"))
+    best.baseline, best.checkpoint = "paper", checkpoint()
+    book.result(best, report(9, robust=0.61))
+    book.complete(best)
+    book.result(stopped, report(3, robust=0.5))
+    book.complete(stopped)
+    failed.failure = "OSError: no [bold] space in [/tmp/x]"
+    book.error(failed)
+    winner = best_trial(book.trials, "robust_accuracy")
+    winner.test = {
+        "test.clean": 0.95, "test.clean_low": 0.9, "test.clean_high": 0.97,
+        f"test.robust.{ATTACK}": 0.6, f"test.robust.{ATTACK}_low": 0.55,
+        f"test.robust.{ATTACK}_high": 0.65, "test.images": 359,
+    }  # fmt: skip
+    return SearchResult(
+        search=search, trials=book.trials, winner=winner, seconds=12.3, recorded=True
+    )
+
+
+def test_plain_lines_one_for_each_thing_that_happens(console, search, recorder):
+    with SearchProgress(console, ATTACK, 5) as view:
+        book = TrialBook(search, recorder, view)
+        tune_trial, other = FakeTrial("a", 0, baseline="paper"), FakeTrial("b", 1)
+        book.start(tune_trial)
+        book.result(tune_trial, report(1, robust=0.5))
+        book.start(other)
+        book.start(other)  # nothing new
+        book.result(tune_trial, report(9, robust=0.6))
+        book.complete(tune_trial)
+    lines = text(console).splitlines()
+    assert "\x1b" not in text(console)
+    assert lines[0] == "trial 1/5 paper: started"
+    assert lines[1] == "trial 1/5 paper: epoch 1, clean 90.0 %, robust 50.0 [45.0, 55.0] %"
+    assert lines[2].startswith("trial 2/5 ")
+    assert lines[2].endswith(": started")
+    assert lines[3] == "trial 1/5 paper: epoch 9, clean 90.0 %, robust 60.0 [55.0, 65.0] %"
+    assert lines[4] == (
+        "trial 1/5 paper: all 9 epochs trained; epoch 9, clean 90.0 %, robust 60.0 [55.0, 65.0] %"
+    )
+    assert len(lines) == 5
+
+
+def test_on_a_terminal_a_table_is_redrawn(search, recorder):
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with SearchProgress(console, ATTACK, 5) as view:
+        book = TrialBook(search, recorder, view)
+        book.result(FakeTrial(), report(2))
+        assert view.live.is_started
+    assert not view.live.is_started
+    assert "0 of 5 trials done" in text(console)
+
+
+def test_trial_table_says_all_there_is(console, finished_search):
+    console.print(trial_table(finished_search.trials, ATTACK, winner=finished_search.winner))
+    shown = text(console)
+    for part in (
+        "* paper", "90.0", "61.0 [56.0, 66.0]", "27", "all 9 epochs trained",
+        "ASHA stopped it at epoch 3", "OSError: no [bold] space in [/tmp/x]", ATTACK,
+    ):  # fmt: skip
+        assert part in shown
+    assert shown.count("*") == 1
+
+
+def test_a_trial_without_numbers_has_dashes(console, book):
+    book.start(FakeTrial())
+    console.print(trial_table(book.trials, ATTACK))
+    assert "–" in text(console)
+    assert "running" in text(console)
+
+
+def test_end_of_a_search(console, finished_search):
+    print_search(console, finished_search)
+    shown = text(console)
+    assert "hunt: 3 trials in 12 s" in shown
+    assert "best: trial 1 (paper), held-out robust accuracy 61.0 [56.0, 66.0] %" in shown
+    assert "biased upwards" in shown
+    assert f"on the test set: clean 95.0 [90.0, 97.0] %, {ATTACK} 60.0 [55.0, 65.0] %" in shown
+    assert f"look at the runs: {ui_command(finished_search.search.base)}" in shown
+    assert "lacks" not in shown
+
+
+def test_end_of_a_search_without_winner_and_not_all_recorded(console, finished_search):
+    print_search(console, replace(finished_search, winner=None, recorded=False))
+    shown = text(console)
+    assert "there is no winner" in shown
+    assert "lacks some events: they wait in" in shown
+    assert "hunt/journal" in shown
+
+
+def test_search_summary_is_json(finished_search):
+    summary = json.loads(json.dumps(search_summary(finished_search)))
+    assert (summary["name"], summary["winner"], summary["attack"]) == ("hunt", "hunt/a", ATTACK)
+    assert summary["tracking_uri"].startswith("sqlite:///")
+    first, second, third = summary["trials"]
+    assert (first["state"], first["robust_accuracy"], first["epochs"]) == ("finished", 0.61, 9)
+    assert first["robust_accuracy_low"] == pytest.approx(0.56)
+    assert first["test"]["test.clean"] == 0.95
+    assert (second["state"], second["stop_reason"]) == ("stopped", "ASHA stopped it at epoch 3")
+    assert (third["state"], third["robust_accuracy"]) == ("failed", None)
+
+
+@pytest.fixture
+def finished_run(search):
+    return TrainResult(
+        config=search.base,
+        epochs=9,
+        seconds=8.6,
+        stop_reason="all 9 epochs trained",
+        metrics={
+            "best.epoch": 7.0, f"best.holdout.robust.{ATTACK}": 0.6,
+            f"best.holdout.robust.{ATTACK}_low": 0.5, f"best.holdout.robust.{ATTACK}_high": 0.7,
+            "test.clean": 0.9, "test.clean_low": 0.8, "test.clean_high": 0.95,
+        },
+        checkpoint="/data/runs/hunt/checkpoint_000003",
+        diverged=False,
+        recorded=True,
+    )  # fmt: skip
+
+
+def test_end_of_a_run(console, finished_run):
+    print_train(console, finished_run)
+    lines = text(console).splitlines()
+    assert lines[0] == "hunt: all 9 epochs trained in 9 s"
+    assert lines[1] == f"best epoch 7: held-out robust 60.0 [50.0, 70.0] % ({ATTACK})"
+    assert lines[2] == "test set: clean 90.0 [80.0, 95.0] %"
+    assert lines[3] == "checkpoint: /data/runs/hunt/checkpoint_000003"
+    assert lines[4].startswith("look at the runs: mlflow ui --backend-store-uri 'sqlite:///")
+    assert json.loads(json.dumps(train_summary(finished_run)))["epochs"] == 9
+
+
+def test_end_of_a_run_that_was_never_measured(console, finished_run):
+    print_train(console, replace(finished_run, metrics={}, stop_reason="diverged"))
+    assert "best epoch" not in text(console)
+    assert text(console).startswith("hunt: diverged in 9 s")
+
+
+def test_epoch_lines():
+    assert epoch_line(epoch(3, robust=0.5)) == (
+        "epoch 3/9  loss 0.3333  lr 0.1  500 images/s  clean 90.0 %  robust 50.0 [45.0, 55.0] %"
+    )
+    unmeasured = {k: v for k, v in epoch(4, diverged=1.0).items() if "accuracy" not in k}
+    assert epoch_line(unmeasured) == "epoch 4/9  loss 0.2500  lr 0.1  500 images/s  DIVERGED"
+
+
+def test_evaluation_table(console):
+    outcomes = {
+        name: Outcome(name=name, attack={}, correct=torch.arange(10) < right, seed=0, seconds=1.25)
+        for name, right in (("clean", 8), ("pgd20_linf_8-255", 0))
+    }
+    console.print(evaluation_table(EvaluationResult(outcomes=outcomes, split="test", device="cpu")))
+    shown = text(console)
+    assert "80.0 [49.0, 94.3]" in shown
+    assert "0.0 [0.0, 27.8]" in shown
+    assert "pgd20_linf_8-255" in shown
+
+
+def test_numbers():
+    assert (percent(0.93149), percent(None)) == ("93.1", "–")
+    assert with_interval({}, "robust") == "–"
+    assert progress.test_line({}) == "not measured"

@@ -1,0 +1,216 @@
+"""Names, tags and parameters under which numbers are recorded."""
+
+import platform
+import re
+import subprocess
+from dataclasses import replace
+from importlib.metadata import version
+
+import pytest
+import torch
+from fake_tune import ATTACK, epoch
+
+from morel_core.data import load_data
+from orchestrator import records
+from orchestrator.config import RunConfig, compose, run_key
+from orchestrator.tracking.events import check_run_id
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return compose("digits", ["name=hunt", "storage_path=/data/runs"])
+
+
+def test_every_robust_number_carries_its_attack_and_interval():
+    recorded = records.epoch_metrics(epoch(3, robust=0.5), ATTACK)
+    assert recorded == {
+        "holdout.clean": 0.9,
+        "holdout.clean_low": 0.85,
+        "holdout.clean_high": 0.95,
+        f"holdout.robust.{ATTACK}": 0.5,
+        f"holdout.robust.{ATTACK}_low": 0.45,
+        f"holdout.robust.{ATTACK}_high": 0.55,
+        "loss.total": 1 / 3,
+        "gradient_share.kl": 0.25,
+        "lr": 0.1,
+        "seconds": 2.0,
+        "seconds_evaluation": 0.5,
+        "images_per_second": 500.0,
+    }
+
+
+def test_an_epoch_that_was_not_measured_has_no_accuracies():
+    metrics = {key: value for key, value in epoch(3).items() if "accuracy" not in key}
+    recorded = records.epoch_metrics(metrics, ATTACK)
+    assert not any(name.startswith("holdout") for name in recorded)
+    assert recorded["loss.total"] == 1 / 3
+
+
+def test_best_metrics_are_the_best_epochs():
+    metrics = epoch(9, robust=0.4, best_robust_accuracy=0.6, best_epoch=5.0)
+    recorded = records.best_metrics(metrics, ATTACK)
+    assert recorded[f"best.holdout.robust.{ATTACK}"] == 0.6
+    assert recorded["best.epoch"] == 5.0
+    assert len(recorded) == 7
+    assert records.best_metrics({"epoch": 1, "robust_accuracy": 0.4}, ATTACK) == {}
+
+
+def test_test_metrics_come_from_the_evaluations_record():
+    def outcome(accuracy):
+        return {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1} | {
+            "num_images": 359
+        }
+
+    outcomes = {"clean": outcome(0.75), "pgd20_linf_0.1": outcome(0.5), "fgsm_l2_1": outcome(0.25)}
+    assert records.test_metrics({"split": "test", "outcomes": outcomes}) == {
+        "test.clean": 0.75,
+        "test.clean_low": 0.65,
+        "test.clean_high": 0.85,
+        "test.robust.pgd20_linf_0.1": 0.5,
+        "test.robust.pgd20_linf_0.1_low": 0.4,
+        "test.robust.pgd20_linf_0.1_high": 0.6,
+        "test.robust.fgsm_l2_1": 0.25,
+        "test.robust.fgsm_l2_1_low": 0.15,
+        "test.robust.fgsm_l2_1_high": 0.35,
+        "test.images": 359,
+    }
+    held_out = records.test_metrics({"split": "holdout", "outcomes": {"clean": outcome(0.5)}})
+    assert set(held_out) == {
+        "holdout.clean", "holdout.clean_low", "holdout.clean_high", "holdout.images"
+    }  # fmt: skip
+
+
+def test_the_evaluation_attack_does_not_depend_on_what_a_run_trains_with(config):
+    trades = records.evaluation_attack(config)
+    at = records.evaluation_attack(compose("digits", ["objective.accuracy=at"]))
+    assert trades == at
+    assert trades.name == ATTACK
+
+
+def test_environment_tags_hold_commit_and_versions(monkeypatch):
+    monkeypatch.delenv("MOREL_COMMIT", raising=False)
+    tags = records.environment_tags()
+    assert tags["morel.python"] == platform.python_version()
+    for package in ("torch", "ray", "mlflow", "omegaconf", "optuna", "torchvision", "numpy"):
+        assert tags[f"morel.version.{package}"] == version(package)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", tags["morel.commit"])
+
+
+def test_a_package_that_is_not_installed_has_no_tag(monkeypatch):
+    monkeypatch.setattr(records, "PACKAGES", ("torch", "no-such-package"))
+    tags = records.environment_tags()
+    assert tags["morel.version.torch"] == version("torch")
+    assert "morel.version.no-such-package" not in tags
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+def test_commit_of_the_checkout_and_whether_files_differ(monkeypatch, tmp_path):
+    monkeypatch.delenv("MOREL_COMMIT", raising=False)
+    package = tmp_path / "orchestrator"
+    package.mkdir()
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    assert records.git_commit() == "unknown"
+
+    (package / "records.py").write_text("a = 1\n")
+    git(tmp_path, "init", "--quiet")
+    assert records.git_commit() == "unknown"  # no commit yet
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert records.git_commit() == head
+    (package / "records.py").write_text("a = 2\n")
+    assert records.git_commit() == f"{head}-dirty"
+
+
+def test_a_job_says_which_commit_it_was_sent_from(monkeypatch):
+    monkeypatch.setenv("MOREL_COMMIT", "abc123-dirty")
+    assert records.environment_tags()["morel.commit"] == "abc123-dirty"
+
+
+def test_run_tags(config):
+    tags = records.run_tags(config, "train")
+    assert tags["morel.kind"] == "train"
+    assert tags["morel.key"] == run_key(config)
+    assert (tags["morel.objective"], tags["morel.attack.evaluation"]) == ("trades", ATTACK)
+    assert tags["morel.storage"] == "/data/runs/hunt"
+    assert all(isinstance(value, str) for value in tags.values())
+
+
+def test_params_are_the_resolved_config_flat(config):
+    params = records.params(config)
+    assert params["model.width"] == 16  # of the recipe
+    assert params["objective.gamma"] == 2e-5  # a default
+    assert params["evaluation.attack.num_steps"] == 20
+    assert params["name"] == "hunt"
+    assert not any(isinstance(value, dict) for value in params.values())
+
+
+def test_dataset_record(config):
+    data = load_data(config.data)
+    record = records.dataset_record(config, data)
+    assert record == {
+        "name": "digits",
+        "fingerprint": data.fingerprint,
+        "num_classes": 10,
+        "sizes": {"train": 1138, "holdout": 300, "test": 359},
+        "source": "digits",
+    }
+    elsewhere = replace(config, data=replace(config.data, root="/data/sets"))
+    assert records.dataset_record(elsewhere, data)["source"] == "/data/sets"
+
+
+def test_a_new_name_is_a_run_id():
+    name = records.new_name("my_space")
+    assert re.fullmatch(r"my_space-\d{8}-\d{6}", name)
+    check_run_id(name)
+
+
+@pytest.mark.parametrize(
+    ("uri", "command"),
+    [
+        ("http://host:5000", "open http://host:5000"),
+        ("https://host", "open https://host"),
+        (
+            "sqlite:////data/my runs/m.db",
+            "mlflow ui --backend-store-uri 'sqlite:////data/my runs/m.db'",
+        ),
+    ],
+)
+def test_how_to_look_at_the_runs(config, uri, command):
+    tracked = replace(config, tracking=replace(config.tracking, uri=uri))
+    assert records.ui_command(tracked) == command
+
+
+def test_exported_files_are_stored_and_described(tmp_path):
+    final = {
+        "files": {"model.pt2": b"program", "model.safetensors": b"weights"},
+        "record": {
+            "split": "test",
+            "outcomes": {"clean": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "num_images": 9}},
+        },
+        "shape": [1, 8, 8],
+        "num_classes": 10,
+        "json": "{}",
+    }
+    exported = records.store_export(f"{tmp_path}/deep/winner", final)
+    folder = tmp_path / "deep" / "winner" / "model"
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == final["files"]
+    assert exported.model == {
+        "path": str(folder),
+        "name": "model",
+        "input_shape": [1, 8, 8],
+        "num_classes": 10,
+        "torch_version": torch.__version__,
+    }
+    assert exported.metrics["test.clean"] == 0.5
+    assert exported.evaluation == "{}"

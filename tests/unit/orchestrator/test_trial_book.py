@@ -1,0 +1,368 @@
+"""The driver's view of Tune's trials: a state machine, fed as Tune feeds its callbacks."""
+
+import pytest
+from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
+
+from orchestrator import trials
+from orchestrator.trials import Trial, TrialBook, best_trial, summary_note
+
+
+class View:
+    """Remembers the states that were shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def update(self, trials):
+        self.shown.append([(t.number, t.state, t.epoch) for t in trials])
+
+
+@pytest.fixture
+def view():
+    return View()
+
+
+@pytest.fixture
+def book(search, recorder, view):
+    book = TrialBook(search, recorder, view)
+    book.begin(None)
+    return book
+
+
+@pytest.fixture
+def recorded(recorder, tracker):
+    """The events of one run so far, as (kind, payload)."""
+
+    def of(run_id):
+        assert recorder.flush(10) == 0
+        assert tracker.rejected == []
+        return [(e.kind, e.payload) for e in tracker.applied if e.run_id == run_id]
+
+    return of
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock to set: ``now(1000.0)``."""
+    clock = [1000.0]
+    monkeypatch.setattr(trials.time, "time", lambda: clock[0])
+
+    def set_to(seconds):
+        clock[0] = seconds
+
+    return set_to
+
+
+def test_a_trial_from_start_to_end(book, recorded, view):
+    tune_trial = FakeTrial(index=2)
+    book.start(tune_trial)
+    book.result(tune_trial, report(3, robust=0.4, since=1))
+    book.result(tune_trial, report(9, robust=0.6, since=4))
+    tune_trial.checkpoint = checkpoint()
+    book.complete(tune_trial)
+
+    (trial,) = book.trials
+    assert (trial.run_id, trial.number, trial.state) == ("hunt/t1", 3, "finished")
+    assert trial.reason == "all 9 epochs trained"
+    assert (trial.epoch, trial.seconds) == (9, 27.0)
+    assert trial.checkpoint == "/storage/checkpoint_000001"
+    assert trial.measured
+
+    events = recorded("hunt/t1")
+    assert [kind for kind, _ in events] == ["start", *["epoch"] * 9, "final"]
+    assert [p["epoch"] for kind, p in events if kind == "epoch"] == list(range(1, 10))
+    assert view.shown[0] == [(3, "running", 0)]
+    assert view.shown[-1] == [(3, "finished", 9)]
+
+
+def test_what_is_recorded_at_the_start(book, recorded):
+    book.start(FakeTrial(index=0, baseline="paper", k1=0.1, alpha=1e-5))
+    ((kind, start),) = recorded("hunt/t1")
+    assert kind == "start"
+    assert (start["name"], start["parent"]) == ("001 paper", "hunt")
+    assert start["params"]["objective.preference"] == [0.1, 0.9]  # resolved for the run …
+    assert start["params"]["objective.alpha"] == 1e-5
+    assert start["params"]["search.k1"] == 0.1  # … and the helper it was derived from
+    assert start["params"]["training.epochs"] == 9
+    assert start["config"]["objective"]["preference"] == [0.1, 0.9]
+    tags = start["tags"]
+    assert tags["morel.kind"] == "trial"
+    assert (tags["morel.search"], tags["morel.baseline"]) == ("hunt", "paper")
+    assert tags["morel.attack.evaluation"] == ATTACK
+    assert "morel.commit" in tags
+
+
+def test_a_sampled_trial_is_labelled_by_its_point(book):
+    trial = book.start(FakeTrial(k1=0.25, alpha=0.01))
+    assert "0.25" in trial.label
+    assert trial.baseline is None
+
+
+def test_epochs_are_recorded_under_names_with_the_attack(book, recorded):
+    tune_trial = FakeTrial()
+    book.result(tune_trial, report(1, robust=0.4))  # a result may be the first that is heard
+    (start, _), (kind, payload) = recorded("hunt/t1")
+    assert (start, kind) == ("start", "epoch")
+    metrics = payload["metrics"]
+    assert metrics[f"holdout.robust.{ATTACK}"] == 0.4
+    assert metrics[f"holdout.robust.{ATTACK}_low"] == pytest.approx(0.35)
+    assert metrics["holdout.clean"] == 0.9
+    assert metrics["loss.total"] == 1.0
+    assert "robust_accuracy" not in metrics
+
+
+def test_final_numbers_and_tags(book, recorded):
+    tune_trial = FakeTrial(checkpoint=checkpoint("/storage/c"))
+    book.result(tune_trial, report(9, robust=0.6))
+    book.complete(tune_trial)
+    kind, final = recorded("hunt/t1")[-1]
+    assert kind == "final"
+    assert (final["status"], final["stop_reason"]) == ("FINISHED", "all 9 epochs trained")
+    assert final["metrics"][f"best.holdout.robust.{ATTACK}"] == 0.6
+    assert final["metrics"]["best.epoch"] == 9
+    assert final["metrics"]["train.seconds"] == 27.0
+    assert final["metrics"]["train.images_per_second"] == 500.0
+    assert final["tags"] == {
+        "morel.state": "finished",
+        "morel.diverged": "false",
+        "morel.device": "cpu",
+        "morel.checkpoint": "/storage/c",
+    }
+
+
+def test_stopped_early_by_the_scheduler(book, recorded):
+    tune_trial = FakeTrial(checkpoint=checkpoint())
+    book.result(tune_trial, report(3))
+    book.complete(tune_trial)
+    (trial,) = book.trials
+    assert (trial.state, trial.reason) == ("stopped", "ASHA stopped it at epoch 3")
+    final = recorded("hunt/t1")[-1][1]
+    assert (final["status"], final["tags"]["morel.state"]) == ("FINISHED", "stopped")
+
+
+def test_all_epochs_are_those_of_the_trial(book):
+    """A space may search over training.epochs: 4 of 4 is finished where the recipe has 9."""
+    short, long = FakeTrial("a", 0), FakeTrial("b", 1)
+    book.result(short, report(4, num_epochs=4))
+    book.complete(short)
+    book.result(long, report(9, num_epochs=12))
+    book.complete(long)
+    assert [t.reason for t in book.trials] == [
+        "all 4 epochs trained",
+        "ASHA stopped it at epoch 9",
+    ]
+
+
+def test_a_trial_that_never_reported(book):
+    book.complete(FakeTrial())
+    assert (book.trials[0].state, book.trials[0].epoch) == ("stopped", 0)
+
+
+def test_diverged(book, recorded):
+    tune_trial = FakeTrial(checkpoint=checkpoint())
+    book.result(tune_trial, report(2))
+    book.result(tune_trial, report(9, diverged=1.0))  # in its last epoch: still no success
+    book.complete(tune_trial)
+    (trial,) = book.trials
+    assert (trial.state, trial.reason) == ("diverged", "diverged in epoch 9")
+    final = recorded("hunt/t1")[-1][1]
+    assert (final["status"], final["tags"]["morel.diverged"]) == ("FAILED", "true")
+
+
+def test_failed(book, recorded):
+    tune_trial = FakeTrial(status="ERROR", failure=traceback("OSError: x", "ValueError: no room"))
+    book.start(tune_trial)
+    book.error(tune_trial)
+    (trial,) = book.trials
+    assert (trial.state, trial.reason) == ("failed", "ValueError: no room")
+    final = recorded("hunt/t1")[-1][1]
+    assert (final["status"], final["stop_reason"]) == ("FAILED", "ValueError: no room")
+    assert final["tags"]["morel.device"] == "unknown"
+
+
+def test_a_failure_of_which_tune_kept_nothing(book):
+    book.error(FakeTrial(status="ERROR"))
+    assert book.trials[0].reason == "unknown: Ray kept no error"
+
+
+def test_a_failure_whose_text_is_not_in_the_storage_yet(book, tmp_path):
+    path = tmp_path / "error.txt"
+    path.write_text(traceback("ray.exceptions.ActorDiedError: The actor died"))
+    book.error(FakeTrial(status="ERROR", error_file=str(path)))
+    assert book.trials[0].reason == "ActorDiedError: The actor died"
+
+
+def test_a_failure_ends_nobody_else(book):
+    first, second = FakeTrial("a", index=0), FakeTrial("b", index=1)
+    book.start(first)
+    book.start(second)
+    book.error(first)
+    book.result(second, report(9))
+    book.complete(second)
+    assert [t.state for t in book.trials] == ["failed", "finished"]
+
+
+def test_a_trial_that_is_tried_again_goes_on_under_its_id(book, recorded):
+    tune_trial = FakeTrial(failure=traceback("RuntimeError: lost node"))
+    book.result(tune_trial, report(3, since=1))
+    book.error(tune_trial)
+    book.start(tune_trial)
+    assert book.trials[0].state == "running"
+    book.result(tune_trial, report(4, since=2))  # from its checkpoint: epochs 2 and 3 again
+    book.result(tune_trial, report(9, since=5))
+    book.complete(tune_trial)
+    events = recorded("hunt/t1")
+    assert [kind for kind, _ in events].count("start") == 1
+    assert [p["epoch"] for k, p in events if k == "epoch"] == list(range(1, 10))
+    assert [p["status"] for k, p in events if k == "final"] == ["FAILED", "FINISHED"]
+
+
+def test_an_end_heard_twice_is_recorded_once(book, recorded):
+    tune_trial = FakeTrial()
+    book.result(tune_trial, report(9))
+    book.complete(tune_trial)
+    book.complete(tune_trial)
+    assert [kind for kind, _ in recorded("hunt/t1")] == ["start", "epoch", "final"]
+
+
+def test_time_budget(book, now):
+    book.begin(60.0)
+    tune_trial = FakeTrial()
+    book.result(tune_trial, report(2))
+    now(1059.0)
+    stopped_before = FakeTrial("early", index=1)
+    book.result(stopped_before, report(3))
+    book.complete(stopped_before)
+    now(1060.0)
+    book.complete(tune_trial)
+    assert [t.reason for t in book.trials] == [
+        "time budget spent at epoch 2",
+        "ASHA stopped it at epoch 3",
+    ]
+
+
+def test_what_was_done_when_the_budget_ended_is_finished(book, now):
+    book.begin(60.0)
+    tune_trial = FakeTrial()
+    book.result(tune_trial, report(9))
+    now(2000.0)
+    book.complete(tune_trial)
+    assert book.trials[0].state == "finished"
+
+
+def test_end_closes_what_still_seems_to_run(book, recorded):
+    done, running = FakeTrial("a", index=0), FakeTrial("b", index=1)
+    book.result(done, report(9))
+    book.complete(done)
+    book.result(running, report(4))
+    book.end()
+    assert [t.state for t in book.trials] == ["finished", "stopped"]
+    assert recorded("hunt/b")[-1][1]["stop_reason"] == "time budget spent"
+
+
+def test_adopts_what_ended_before_this_driver_started(book, recorded):
+    finished = FakeTrial("a", 0, status="TERMINATED", last_result=report(9, 0.7))
+    finished.checkpoint = checkpoint()
+    failed = FakeTrial("b", 1, status="ERROR", failure=traceback("OSError: disk"))
+    running, waiting = FakeTrial("c", 2), FakeTrial("d", 3, status="PENDING")
+    for _ in range(2):  # Tune says so before every turn
+        book.adopt([finished, failed, running, waiting])
+    assert [(t.run_id, t.state) for t in book.trials] == [
+        ("hunt/a", "finished"),
+        ("hunt/b", "failed"),
+    ]
+    adopted = book.trials[0]
+    assert (adopted.epoch, adopted.seconds) == (9, 27.0)
+    assert best_trial(book.trials, "robust_accuracy") is adopted
+    assert [kind for kind, _ in recorded("hunt/a")] == ["start", "final"]
+
+
+def test_an_adopted_trial_is_not_taken_in_twice(book):
+    tune_trial = FakeTrial(checkpoint=checkpoint())
+    book.result(tune_trial, report(9, robust=0.6))
+    book.complete(tune_trial)
+    tune_trial.status, tune_trial.last_result = "TERMINATED", report(9, robust=0.1)
+    book.adopt([tune_trial])
+    assert book.trials[0].last["best_robust_accuracy"] == 0.6
+
+
+def test_checkpoint_of_ray_train_inside_the_trial(book):
+    """The trial's own Tune checkpoint, if there is one, holds none of the training."""
+    tune_trial = FakeTrial(checkpoint=checkpoint("/of/the/driver"))
+    book.result(tune_trial, report(9) | {"checkpoint_path": "/of/the/workers"})
+    book.complete(tune_trial)
+    (trial,) = book.trials
+    assert trial.checkpoint == "/of/the/workers"
+
+
+def test_trials_are_listed_in_the_searchers_order(book):
+    for trial_id, index in (("z", 1), ("a", 2), ("m", 0)):
+        book.start(FakeTrial(trial_id, index))
+    assert [t.run_id for t in book.trials] == ["hunt/m", "hunt/z", "hunt/a"]
+
+
+def test_a_point_that_no_run_can_have_is_recorded_all_the_same(book, recorded):
+    book.start(FakeTrial(k1=7.0))
+    start = recorded("hunt/t1")[0][1]
+    assert start["params"]["objective.preference"] == [7.0, -6.0]
+
+
+def test_without_a_view(search, recorder):
+    book = TrialBook(search, recorder, None)
+    book.start(FakeTrial())
+    assert len(book.trials) == 1
+
+
+# --- the winner ----------------------------------------------------------------------------------
+
+
+def trial(number, epoch, robust, state="finished", checkpoint="/c", clean=0.9):
+    last = {"epoch": epoch, "best_robust_accuracy": robust, "best_clean_accuracy": clean}
+    return Trial(
+        run_id=f"hunt/{number}",
+        number=number,
+        label=str(number),
+        params={},
+        state=state,
+        last=last | ({"best_epoch": epoch} if robust is not None else {}),
+        checkpoint=checkpoint,
+    )
+
+
+def test_rungs_do_not_mix():
+    """A trial stopped at epoch 3 may look better there than any does at epoch 9."""
+    early = trial(1, 3, 0.99)
+    far = [trial(2, 9, 0.5), trial(3, 9, 0.6)]
+    assert best_trial([early, *far], "robust_accuracy").number == 3
+    stopped = trial(4, 3, 0.999, state="stopped")
+    assert best_trial([stopped, *far], "robust_accuracy").number == 3
+    assert best_trial([stopped, early], "robust_accuracy").number == 1
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "diverged", "failed"])
+def test_only_finished_trials_win(state):
+    assert best_trial([trial(1, 9, 0.9, state=state)], "robust_accuracy") is None
+
+
+def test_without_measurement_or_checkpoint_nobody_wins():
+    assert best_trial([], "robust_accuracy") is None
+    assert best_trial([trial(1, 9, None)], "robust_accuracy") is None
+    assert best_trial([trial(1, 9, 0.9, checkpoint=None)], "robust_accuracy") is None
+
+
+def test_the_metric_decides_and_a_tie_goes_to_the_earlier():
+    trials = [trial(1, 9, 0.5, clean=0.95), trial(2, 9, 0.6, clean=0.9), trial(3, 9, 0.6)]
+    assert best_trial(trials, "clean_accuracy").number == 1
+    assert best_trial(trials, "robust_accuracy").number == 2
+
+
+def test_note_says_that_the_winners_number_is_biased(search, book):
+    tune_trial = FakeTrial(baseline="paper", checkpoint=checkpoint())
+    book.result(tune_trial, report(9, robust=0.6))
+    book.complete(tune_trial)
+    note = summary_note(search, book.trials, book.trials[0])
+    assert "1 trials" in note
+    assert "trial 1 (paper)" in note
+    assert "60.0% [55.0%, 65.0%]" in note
+    assert "biased upwards" in note
+    assert "Winner" not in summary_note(search, [], None)

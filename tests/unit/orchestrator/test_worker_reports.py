@@ -1,0 +1,193 @@
+"""What runs inside Ray's workers, run here without Ray."""
+
+import math
+
+import pytest
+import torch
+from ray import train
+from ray.tune.result import SHOULD_CHECKPOINT
+
+from morel_core import MorelError, Trainer
+from morel_core.checkpoint import MANIFEST, load_progress
+from orchestrator import worker
+from orchestrator.config import RunConfig, build, to_dict
+from orchestrator.worker import MorelTrial, measure_final, reports, scaling_config
+
+TINY = {
+    "data": {
+        "name": "synthetic", "num_classes": 3, "image_size": 8, "channels": 1, "num_train": 78,
+        "num_test": 20, "holdout": 30,
+    },
+    "model": {"name": "digits_cnn", "width": 4, "embed_dim": 8},
+    "attack": {"eps": 0.05, "step_size": 0.02, "num_steps": 1},
+    "evaluation": {"attack": {"eps": 0.05, "step_size": 0.02, "num_steps": 2}, "every": 2},
+    "training": {"epochs": 5, "batch_size": 16},
+    "name": "tiny",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return build(RunConfig, TINY | {"storage_path": str(tmp_path)})
+
+
+def test_a_report_follows_each_measured_epoch_and_carries_all_since_the_last(base):
+    trainer = Trainer(base)
+    told = list(reports(trainer))
+    assert [r["epoch"] for r in told] == [2, 4, 5]
+    assert [[m["epoch"] for m in r["epochs"]] for r in told] == [[1, 2], [3, 4], [5]]
+    assert [m for r in told for m in r["epochs"]] == trainer.history
+    for r in told:
+        assert {"robust_accuracy", "clean_accuracy", "best_epoch", "num_epochs"} <= r.keys()
+        assert {type(v) for k, v in r.items() if k != "epochs"} <= {int, float}
+
+
+def test_a_diverging_run_ends_with_the_worst_accuracies(base):
+    class Diverging:
+        done = False
+
+        def epochs(self):
+            yield {"epoch": 1, "diverged": 0.0, "robust_accuracy": 0.5, "clean_accuracy": 0.8}
+            self.done = True
+            yield {"epoch": 2, "diverged": 1.0, "loss.total": math.nan}
+
+    first, last = reports(Diverging())
+    assert first["robust_accuracy"] == 0.5
+    assert (last["robust_accuracy"], last["clean_accuracy"]) == (0.0, 0.0)
+    assert (last["epoch"], last["diverged"]) == (2, 1.0)
+    assert "robust_accuracy" not in last["epochs"][0]  # recorded as what it is
+
+
+def point(alpha):
+    return {"overrides": {"objective.alpha": alpha}}
+
+
+@pytest.fixture
+def trial(base):
+    """A trial as Tune's actor would set it up; saved at epoch 4 as a rung."""
+    trial = MorelTrial.__new__(MorelTrial)
+    trial.setup(point(0.1), base=to_dict(base), rungs=[4])
+    return trial
+
+
+def test_a_trial_is_the_base_with_its_overrides(trial, base):
+    assert trial.run_config.objective.alpha == 0.1
+    assert trial.trainer.config == trial.run_config
+    assert trial.base == base
+    assert torch.get_num_threads() == base.scaling.cpus_per_worker
+
+
+def test_steps_go_from_measurement_to_measurement_and_save_at_rungs_and_the_end(trial):
+    results = [trial.step() for _ in range(3)]
+    assert [r["epoch"] for r in results] == [2, 4, 5]
+    assert [r["done"] for r in results] == [False, False, True]
+    assert [r[SHOULD_CHECKPOINT] for r in results] == [False, True, True]
+    assert {r["device"] for r in results} == {"cpu"}
+
+
+def test_a_trial_saves_when_the_time_has_come(base, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    trial = MorelTrial.__new__(MorelTrial)
+    trial.setup(point(0.1), base=to_dict(base), rungs=[])
+    assert not trial.step()[SHOULD_CHECKPOINT]
+    now[0] = 300.0
+    assert trial.step()[SHOULD_CHECKPOINT]
+
+
+def test_a_reused_actor_starts_the_next_trial_as_a_fresh_one_does(trial, base):
+    data = trial.data
+    trial.step()
+    assert trial.reset_config(point(1.0))
+    assert trial.run_config.objective.alpha == 1.0
+    assert trial.data is data  # loaded once
+    fresh = MorelTrial.__new__(MorelTrial)
+    fresh.setup(point(1.0), base=to_dict(base), rungs=[4])
+    again, first = trial.step(), fresh.step()
+    assert again["loss.total"] == first["loss.total"]
+    assert again["robust_accuracy"] == first["robust_accuracy"]
+    assert [m["epoch"] for m in again["epochs"]] == [1, 2]
+
+
+def test_a_reused_actor_loads_other_data_when_the_trial_wants_it(trial):
+    data = trial.data
+    trial.reset_config({"overrides": {"data.holdout": 20}})
+    assert trial.data is not data
+    assert len(trial.data.holdout) == 20
+    trial.reset_config({"overrides": {"data.holdout": 20}})
+    assert len(trial.data.holdout) == 20
+    trial.reset_config(point(0.1))
+    assert len(trial.data.holdout) == 30
+
+
+def test_a_trial_goes_on_from_its_checkpoint(trial, base, tmp_path):
+    trial.step()
+    trial.save_checkpoint(str(tmp_path / "c"))
+    assert (tmp_path / "c" / MANIFEST).is_file()
+    other = MorelTrial.__new__(MorelTrial)
+    other.setup(point(0.1), base=to_dict(base), rungs=[])
+    other.load_checkpoint(str(tmp_path / "c"))
+    resumed, uninterrupted = other.step(), trial.step()
+    assert [m["epoch"] for m in resumed["epochs"]] == [3, 4]
+    assert resumed["loss.total"] == uninterrupted["loss.total"]
+
+
+def test_config_travels_as_plain_values(base):
+    assert worker.config_from(to_dict(base)) == base
+
+
+@pytest.mark.parametrize(
+    ("scaling", "resources", "gpu"),
+    [
+        ({"num_workers": 2, "cpus_per_worker": 3}, {"CPU": 3.0}, False),
+        ({"num_workers": 1, "gpus_per_worker": 0.5}, {"CPU": 1.0, "GPU": 0.5}, True),
+    ],
+)
+def test_scaling_in_rays_words(scaling, resources, gpu):
+    config = build(RunConfig, {"scaling": scaling})
+    asked = scaling_config(config)
+    assert asked.num_workers == scaling["num_workers"]
+    assert asked.resources_per_worker == resources
+    assert asked.use_gpu is gpu
+
+
+@pytest.fixture
+def saved(base, tmp_path):
+    """A finished run's checkpoint, as Ray hands it over."""
+    trainer = Trainer(base)
+    trainer.fit()
+    trainer.save(tmp_path / "saved")
+    return train.Checkpoint.from_directory(tmp_path / "saved"), trainer
+
+
+def test_final_numbers_are_the_best_networks_on_the_test_set(base, saved):
+    checkpoint, trainer = saved
+    final = measure_final(to_dict(base), checkpoint)
+    trainer.load_best()
+    attack = trainer.eval_attack
+    expected = trainer.evaluate("test", {attack.name: attack})
+    record = final["record"]
+    assert record["split"] == "test"
+    assert list(record["outcomes"]) == ["clean", "pgd2_linf_0.05"]
+    for name, outcome in record["outcomes"].items():
+        assert outcome["accuracy"] == expected[name].accuracy
+        assert outcome["num_images"] == 20
+    assert set(final["files"]) == {"model.safetensors", "model.pt2"}
+    assert (final["shape"], final["num_classes"]) == ([1, 8, 8], 3)
+    assert '"correct"' in final["json"]
+
+
+def test_a_run_that_was_never_measured_has_no_final_numbers(base, tmp_path):
+    trainer = Trainer(base)
+    trainer.run_epoch()  # measured every second one
+    trainer.save(tmp_path / "early")
+    assert load_progress(tmp_path / "early")["best"] is None
+    with pytest.raises(MorelError, match="before its first measurement"):
+        measure_final(to_dict(base), train.Checkpoint.from_directory(tmp_path / "early"))
