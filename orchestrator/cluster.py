@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Generator
@@ -91,6 +92,9 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     try:
         yield _resources()
     finally:
+        # Ray ends the whole process if a forgotten handle of its is freed by another thread while it
+        # shuts down: free them all here first.
+        gc.collect()
         ray.shutdown()
 
 

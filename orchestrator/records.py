@@ -27,6 +27,9 @@ from orchestrator.tracking import (
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "omegaconf", "optuna", "numpy")
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 ENDS = ("", "_low", "_high")
+DELIVERY_S = 30.0
+"""How long a command waits for MLflow at its end; what is late stays in the journal. The wait comes
+before Ray shuts down, which a busy thread can turn into the end of the process."""
 
 
 def evaluation_attack(config: RunConfig) -> PGD:

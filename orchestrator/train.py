@@ -77,6 +77,7 @@ def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
         with ray_session(config, dashboard=False) as there:
             check_scaling(config.scaling, *there)
             result = _fit(config, recorder, run_id, on_epoch)
+            recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
     return dataclasses.replace(result, recorded=pending == 0)

@@ -105,8 +105,9 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
             winner = best_trial(book.trials, search.objective.metric)
             if winner is not None:
                 measure_winner(search, winner, recorder)
-        seconds = time.perf_counter() - started
-        finish_search(search, book.trials, winner, seconds, recorder)
+            seconds = time.perf_counter() - started
+            finish_search(search, book.trials, winner, seconds, recorder)
+            recorder.flush(records.DELIVERY_S)
     except KeyboardInterrupt:
         recorder.finish(
             str(base.name),

@@ -3,12 +3,13 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from morel_core.statistics import Z_95, wilson_interval
 
+SEEDED = settings(derandomize=True, deadline=None)
 COUNTS = st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
@@ -28,12 +29,14 @@ def test_values(successes, n, low, high):
 
 
 @given(COUNTS)
+@SEEDED
 def test_against_scipy(counts):
     expected = binomtest(*counts).proportion_ci(0.95, method="wilson")
     assert wilson_interval(*counts) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @given(COUNTS)
+@SEEDED
 def test_contains_the_proportion_and_stays_in_the_unit_interval(counts):
     low, high = wilson_interval(*counts)
     p = counts[0] / counts[1]
@@ -43,6 +46,7 @@ def test_contains_the_proportion_and_stays_in_the_unit_interval(counts):
 
 
 @given(COUNTS)
+@SEEDED
 def test_mirrored(counts):
     successes, n = counts
     low, high = wilson_interval(successes, n)

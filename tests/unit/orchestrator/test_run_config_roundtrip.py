@@ -34,9 +34,9 @@ POSITIVE = st.floats(1e-12, 1e6)
 COUNT = st.integers(1, 10**6)
 MAYBE_COUNT = st.none() | COUNT
 UNIT = st.floats(0, 1)
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
+TEXT = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=20).filter(
     lambda text: "${" not in text
-) | st.sampled_from(["8/255", "0/0", "1e-3", "true", "null", "~", "[a", "a: b", "-", "$x"])
+) | st.sampled_from(["8/255", "0/0", "1e-3", "true", "null", "~", "[a", "a: b", "-", "$x", "a b"])
 
 DATA = {
     "holdout": COUNT,
@@ -159,7 +159,7 @@ run_configs = st.builds(
 
 
 @given(run_configs)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_round_trip(config):
     plain = to_dict(config)
     assert build(RunConfig, plain) == config
@@ -169,7 +169,7 @@ def test_round_trip(config):
 
 
 @given(run_configs)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_every_setting_given_as_an_override_gives_the_same_config(config):
     """As a recorded run's parameters would be given again."""
     flat = flatten(to_dict(config))
@@ -177,7 +177,7 @@ def test_every_setting_given_as_an_override_gives_the_same_config(config):
 
 
 @given(run_configs)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_round_trip_through_a_yaml_file(config):
     text = yaml.safe_dump(to_dict(config), allow_unicode=True)
     assert build(RunConfig, yaml.safe_load(text)) == config
