@@ -92,8 +92,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     try:
         yield _resources()
     finally:
-        # Ray ends the whole process if a forgotten handle of its is freed by another thread while it
-        # shuts down: free them all here first.
+        # Ray ends the whole process if another thread frees one of its handles while it shuts down:
+        # free the forgotten ones here first.
         gc.collect()
         ray.shutdown()
 
