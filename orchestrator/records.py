@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from morel_core.attacks import PGD
 from morel_core.data import Dataset
 from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
+from orchestrator.failures import failure_reason
 from orchestrator.tracking import (
     DatasetPayload,
     Journal,
@@ -141,6 +143,32 @@ def open_recorder(config: RunConfig) -> Recorder:
     storage.check_writable(config.storage_path)
     tracker = MlflowTracker.connect(tracking_uri(config), config.tracking.experiment)
     return Recorder(Journal(f"{config.storage_path}/{config.name}/journal"), tracker)
+
+
+@contextmanager
+def ended_record(recorder: Recorder, run_id: str) -> Generator[None]:
+    """Inside, an exception that ends the command also ends the run's record, as what it is.
+
+    An interrupted run is KILLED, a failed one FAILED; either goes on when its command is repeated.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        recorder.finish(
+            run_id,
+            status="KILLED",
+            stop_reason="interrupted; the same command resumes it",
+            tags={"morel.state": "killed"},
+        )
+        raise
+    except Exception as error:
+        recorder.finish(
+            run_id,
+            status="FAILED",
+            stop_reason=failure_reason(error),
+            tags={"morel.state": "failed"},
+        )
+        raise
 
 
 def ui_command(config: RunConfig) -> str:

@@ -21,6 +21,7 @@ from orchestrator.cluster import (
 from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.identity import check_identity
+from orchestrator.tracking import Recorder
 from orchestrator.validate import check_fits
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
@@ -65,16 +66,19 @@ def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
     check_identity(f"{config.storage_path}/{config.name}", to_dict(config), may_change=MAY_CHANGE)
     recorder = records.open_recorder(config)
     run_id = str(config.name)
+    recorder.start_run(
+        run_id,
+        name=run_id,
+        params=records.params(config),
+        config=to_dict(config),
+        tags=records.run_tags(config, "train"),
+        dataset=records.dataset_record(config, data),
+    )
     try:
-        recorder.start_run(
-            run_id,
-            name=run_id,
-            params=records.params(config),
-            config=to_dict(config),
-            tags=records.run_tags(config, "train"),
-            dataset=records.dataset_record(config, data),
-        )
-        with ray_session(config, dashboard=False) as there:
+        with (
+            ray_session(config, dashboard=False) as there,
+            records.ended_record(recorder, run_id),
+        ):
             check_scaling(config.scaling, *there)
             result = _fit(config, recorder, run_id, on_epoch)
             recorder.flush(records.DELIVERY_S)
@@ -83,96 +87,37 @@ def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
     return dataclasses.replace(result, recorded=pending == 0)
 
 
-class _Relay:
-    """Ray Train's callback, in the controller: hands each report to the driver's queue."""
-
-    def __init__(self, queue: Any) -> None:
-        self.queue = queue
-
-    def make(self) -> Any:
-        from ray.train import UserCallback
-
-        queue = self.queue
-
-        class Relay(UserCallback):
-            def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-                # An exception here would end the run: losing a line on the screen is better.
-                try:
-                    path = checkpoint.path if checkpoint else None
-                    queue.put({**metrics[0], "checkpoint_path": path})
-                except Exception as error:
-                    print(f"report not relayed: {error}")
-
-        return Relay()
-
-
-def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None) -> TrainResult:
+def _fit(
+    config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+) -> TrainResult:
+    """Run the workers to their end, measure the best network on the test set, record both."""
     import ray
-    from ray import train as ray_train
-    from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
+    from ray.train import Checkpoint
 
     from orchestrator import worker
 
-    queue = Queue(actor_options={"num_cpus": 0})
-    seen: list[dict[str, Any]] = []
-    listener = threading.Thread(
-        target=_listen, args=(queue, config, recorder, run_id, on_epoch, seen), daemon=True
-    )
-    listener.start()
     started = time.perf_counter()
-    trainer = TorchTrainer(
-        worker.train_loop,
-        train_loop_config={"config": to_dict(config), "rungs": []},
-        scaling_config=worker.scaling_config(config),
-        run_config=ray_train.RunConfig(
-            name=config.name,
-            storage_path=config.storage_path,
-            callbacks=[_Relay(queue).make()],
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray_train.FailureConfig(controller_failure_limit=3),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        queue.put(END)
-        listener.join(timeout=10)
-        reason = failure_reason(error)
-        recorder.finish(run_id, status="FAILED", stop_reason=reason, tags={"morel.state": "failed"})
-        raise MorelError(f"run {run_id!r} failed: {reason}") from error
-    except KeyboardInterrupt:
-        recorder.finish(
-            run_id, status="KILLED", stop_reason="interrupted", tags={"morel.state": "killed"}
-        )
-        raise
-    queue.put(END)
-    listener.join(timeout=60)
-    if result.checkpoint is None:
-        raise MorelError(f"run {run_id!r} ended without a checkpoint")
-    checkpoint = storage.uri(config.storage_path, result.checkpoint.path)
-    seconds = time.perf_counter() - started
-    last = seen[-1] if seen else dict(result.metrics or {})
-    attack = records.evaluation_attack(config).name
-    scaling = config.scaling
-    task = ray.remote(num_cpus=scaling.cpus_per_worker, num_gpus=scaling.gpus_per_worker)(
-        worker.measure_final
-    )
-    diverged = bool(last.get("diverged"))
-    stop_reason = "diverged" if diverged else f"all {config.training.epochs} epochs trained"
-    metrics = records.best_metrics(last, attack)
-    metrics |= {"train.seconds": seconds}
-    metrics |= {"train.images_per_second": float(last.get("images_per_second", 0.0))}
-    model, artifacts = None, {}
+    checkpoint, last = _run_workers(config, recorder, run_id, on_epoch)
+    metrics = records.best_metrics(last, records.evaluation_attack(config).name)
+    metrics |= {
+        "train.seconds": time.perf_counter() - started,
+        "train.images_per_second": float(last.get("images_per_second", 0.0)),
+    }
+    exported: records.Exported | None = None
     if "best_epoch" in last:
-        final = ray.get(task.remote(to_dict(config), result.checkpoint))
+        asked = config.scaling
+        task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
+            worker.measure_final
+        )
+        final = ray.get(task.remote(to_dict(config), Checkpoint(checkpoint)))
         exported = records.store_export(f"{config.storage_path}/{config.name}", final)
         metrics |= exported.metrics
-        model, artifacts = exported.model, {"evaluation/test.json": exported.evaluation}
+    diverged = bool(last.get("diverged"))
+    reason = "diverged" if diverged else f"all {config.training.epochs} epochs trained"
     recorder.finish(
         run_id,
-        status="FINISHED",
-        stop_reason=stop_reason,
+        status="FAILED" if diverged else "FINISHED",
+        stop_reason=reason,
         metrics=metrics,
         tags={
             "morel.state": "diverged" if diverged else "finished",
@@ -180,14 +125,14 @@ def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None
             "morel.device": str(last.get("device", "unknown")),
             "morel.checkpoint": checkpoint,
         },
-        texts=artifacts,
-        model=model,
+        texts={"evaluation/test.json": exported.evaluation} if exported else {},
+        model=exported.model if exported else None,
     )
     return TrainResult(
         config=config,
         epochs=int(last.get("epoch", 0)),
-        seconds=seconds,
-        stop_reason=stop_reason,
+        seconds=metrics["train.seconds"],
+        stop_reason=reason,
         metrics=metrics,
         checkpoint=checkpoint,
         diverged=diverged,
@@ -195,10 +140,56 @@ def _fit(config: RunConfig, recorder: Any, run_id: str, on_epoch: OnEpoch | None
     )
 
 
+def _run_workers(
+    config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+) -> tuple[str, dict[str, Any]]:
+    """Ray Train from the last checkpoint, if there is one, to the end.
+
+    Returns:
+        The last checkpoint's location, and the newest report.
+    """
+    from ray import train as ray_train
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    from orchestrator import worker
+    from orchestrator.relay import Relay
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    seen: list[dict[str, Any]] = []
+    listener = threading.Thread(
+        target=_listen, args=(queue, config, recorder, run_id, on_epoch, seen), daemon=True
+    )
+    listener.start()
+    trainer = TorchTrainer(
+        worker.train_loop,
+        train_loop_config={"config": to_dict(config), "rungs": []},
+        scaling_config=worker.scaling_config(config),
+        run_config=ray_train.RunConfig(
+            name=config.name,
+            storage_path=config.storage_path,
+            callbacks=[Relay(queue)],
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray_train.FailureConfig(controller_failure_limit=3),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        raise MorelError(f"run {run_id!r} failed: {failure_reason(error)}") from error
+    finally:
+        queue.put(END)
+        listener.join(timeout=records.DELIVERY_S)
+    if result.checkpoint is None:
+        raise MorelError(f"run {run_id!r} ended without a checkpoint")
+    last = seen[-1] if seen else dict(result.metrics or {})
+    return storage.uri(config.storage_path, result.checkpoint.path), last
+
+
 def _listen(
     queue: Any,
     config: RunConfig,
-    recorder: Any,
+    recorder: Recorder,
     run_id: str,
     on_epoch: OnEpoch | None,
     seen: list[dict[str, Any]],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -164,6 +165,22 @@ class TrialBook:
         else:
             scheduler = self.search.scheduler.name.upper()
             self._close(trial, "stopped", f"{scheduler} stopped it at epoch {trial.epoch}")
+
+    @contextmanager
+    def ended_records(self) -> Generator[None]:
+        """Inside, an exception that ends the search also ends the records of its running trials."""
+        try:
+            yield
+        except BaseException:
+            for trial in self.trials:
+                if trial.state == "running":
+                    self.recorder.finish(
+                        trial.run_id,
+                        status="KILLED",
+                        stop_reason="interrupted with its search; it goes on with it",
+                        tags={"morel.state": "killed"},
+                    )
+            raise
 
     def adopt(self, tune_trials: Sequence[Any]) -> None:
         """Take in the trials that ended before this driver started."""

@@ -88,18 +88,23 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
     )
     recorder = records.open_recorder(base)
     started = time.perf_counter()
+    search_id = str(base.name)
+    recorder.start_run(
+        search_id,
+        name=search_id,
+        params=search_params(search),
+        config={"search": definition(search), "base": to_dict(base)},
+        tags=records.run_tags(base, "search") | {"morel.search": search_id},
+        dataset=records.dataset_record(base, data),
+    )
+    book = TrialBook(search, recorder, view)
     try:
-        recorder.start_run(
-            str(base.name),
-            name=str(base.name),
-            params=search_params(search),
-            config={"search": definition(search), "base": to_dict(base)},
-            tags=records.run_tags(base, "search") | {"morel.search": str(base.name)},
-            dataset=records.dataset_record(base, data),
-        )
-        book = TrialBook(search, recorder, view)
         # Without the dashboard a stopped multi-worker trial would keep its CPUs (ray#54305).
-        with ray_session(base, dashboard=base.scaling.num_workers > 1) as there:
+        with (
+            ray_session(base, dashboard=base.scaling.num_workers > 1) as there,
+            book.ended_records(),
+            records.ended_record(recorder, search_id),
+        ):
             check_resources(search, *there)
             _fit(search, book, there)
             winner = best_trial(book.trials, search.objective.metric)
@@ -108,14 +113,6 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
             seconds = time.perf_counter() - started
             finish_search(search, book.trials, winner, seconds, recorder)
             recorder.flush(records.DELIVERY_S)
-    except KeyboardInterrupt:
-        recorder.finish(
-            str(base.name),
-            status="KILLED",
-            stop_reason="interrupted; the same command resumes it",
-            tags={"morel.state": "killed"},
-        )
-        raise
     finally:
         pending = recorder.close()
     return SearchResult(
