@@ -167,7 +167,13 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     def show(metrics: Any) -> None:
         progress.print(epoch_line(metrics), markup=False, highlight=False, soft_wrap=True)
 
-    result = train(compose(arguments.recipe, overrides), on_epoch=show)
+    config = compose(arguments.recipe, overrides)
+
+    def starting() -> None:
+        workers = config.scaling.num_workers
+        progress.print(f"{workers} worker(s); starting Ray", highlight=False)
+
+    result = train(config, on_epoch=show, on_start=starting)
     if arguments.json:
         print(json.dumps(train_summary(result)))
     else:

@@ -93,6 +93,8 @@ class SearchProgress:
             table.title = f"{done} of {self.total} trials done"
             self.live.update(table)
             return
+        if not trials:
+            self.console.print(f"{self.total} trials; starting Ray", highlight=False)
         for trial in trials:
             line = self._line(trial)
             if self.said.get(trial.run_id) != line:

@@ -46,12 +46,18 @@ class TrainResult:
     """False if MLflow lacks something that waits in the journal."""
 
 
-def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
+def train(
+    config: RunConfig,
+    *,
+    on_epoch: OnEpoch | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> TrainResult:
     """Train ``config`` on its workers; the same name goes on where it stopped.
 
     Args:
         config: what to train and where.
         on_epoch: sees each epoch's metrics as they arrive.
+        on_start: called when all is checked and Ray is about to start.
 
     Raises:
         MorelError: data, storage, cluster or MLflow are not as asked; or training failed.
@@ -74,6 +80,8 @@ def train(config: RunConfig, *, on_epoch: OnEpoch | None = None) -> TrainResult:
         tags=records.run_tags(config, "train"),
         dataset=records.dataset_record(config, data),
     )
+    if on_start is not None:
+        on_start()
     try:
         with (
             ray_session(config, dashboard=False) as there,

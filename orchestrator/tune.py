@@ -98,6 +98,8 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
         dataset=records.dataset_record(base, data),
     )
     book = TrialBook(search, recorder, view)
+    if view is not None:
+        view.update([])  # Ray takes some seconds to start
     try:
         # Without the dashboard a stopped multi-worker trial would keep its CPUs (ray#54305).
         with (
