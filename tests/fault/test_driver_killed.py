@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 
 SPACE = """
@@ -40,6 +41,8 @@ def journal(storage: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_search_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
     space, storage = tmp_path / "space.yaml", tmp_path / "runs"
     space.write_text(SPACE)

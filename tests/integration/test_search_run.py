@@ -150,6 +150,8 @@ def test_failed_and_diverged_trials_are_recorded_as_such(
         assert run.data.tags["morel.state"] == by_name[name].state
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_multi_worker_trials_on_real_cifar10_free_their_cpus(
     local_ray: Any, shared_storage: Path, cifar_root: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
