@@ -11,6 +11,7 @@ Needs torch alone; knows nothing of Ray or MLflow.
 from morel_core.attacks import PGD
 from morel_core.config import (
     AttackConfig,
+    AwpConfig,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -28,6 +29,7 @@ from morel_core.trainer import Trainer
 __all__ = [
     "PGD",
     "AttackConfig",
+    "AwpConfig",
     "ConfigError",
     "DataConfig",
     "EvaluationConfig",

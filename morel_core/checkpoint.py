@@ -1,6 +1,7 @@
 """Checkpoints: plain files, a manifest with checksums written last, nothing unpickled.
 
-A folder holds ``last.safetensors`` and ``best.safetensors`` (network states), ``optimizer.pt``
+A folder holds ``last.safetensors`` and ``best.safetensors`` (network states; with an average of
+the weights ``averaged.safetensors`` too), ``optimizer.pt``
 (tensors and numbers, read with ``weights_only=True``), ``progress.json`` (epoch, history) and
 ``manifest.json``. Without a manifest that fits, there is no checkpoint.
 """
@@ -15,8 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from morel_core.errors import MorelError
@@ -43,6 +42,8 @@ def write_durably(path: Path, content: str) -> None:
 
 def save_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
     """A state dict as safetensors; shared storage is written once for each name."""
+    from safetensors.torch import save_file  # here, so that training alone needs torch alone
+
     save_file({name: value.detach().cpu().clone() for name, value in state.items()}, path)
 
 
@@ -95,13 +96,16 @@ def verify(folder: Path, *needed: str) -> None:
 
 
 def load_network(folder: Path, name: str = "best") -> dict[str, Tensor]:
-    """The state dict saved as ``name`` ("last" or "best") in a verified checkpoint."""
+    """The state dict saved as ``name`` ("last", "best", "averaged") in a verified checkpoint."""
     verify(folder, f"{name}.safetensors")
     return load_tensors(folder / f"{name}.safetensors")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file; raises `MorelError` if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

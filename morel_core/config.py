@@ -15,6 +15,8 @@ Norm = Literal["linf", "l2"]
 AttackLoss = Literal["auto", "ce", "kl"]
 Init = Literal["gaussian", "uniform", "none"]
 Accuracy = Literal["trades", "mart", "loat", "at", "custom"]
+Precision = Literal["fp32", "bf16"]
+Scalarisation = Literal["weighted_sum", "chebyshev", "smooth_chebyshev"]
 
 KL_START = "gaussian or uniform with loss: kl, whose gradient at x itself is zero"
 EPS_HINT = "images lie in [0, 1], so 8/255 is written ${frac:8,255}"
@@ -37,6 +39,17 @@ class DataConfig:
     test_size: int | None = None
     augmentation: Literal["none", "crop", "crop_flip"] = "none"
     crop_padding: int = 4
+    erasing: float = 0.0
+    """Probability that a box of an image is erased with random pixels (Zhong et al. 2020)."""
+    cutmix: float = 0.0
+    """Probability that a box of an image comes from another one (CutMix, Yun et al. 2019).
+
+    Labels are then (b, K) shares, which an objective of your own must expect.
+    """
+    extra: str | None = None
+    """An npz of more training images (image: NHWC uint8, label: int), as public EDM sets come."""
+    extra_ratio: float = 0.7
+    """Share of each batch that is taken from ``extra``; the steps of an epoch stay as many."""
 
     def __post_init__(self) -> None:
         check(self.holdout >= 1, "holdout", self.holdout, "at least 1 image must be held out")
@@ -44,6 +57,9 @@ class DataConfig:
             size = getattr(self, key)
             check(size is None or size >= 1, key, size, "null (all) or a number of images >= 1")
         check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "pixels >= 0")
+        for key in ("erasing", "cutmix"):
+            check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "a probability in [0, 1]")
+        check(0 < self.extra_ratio < 1, "extra_ratio", self.extra_ratio, "a share in (0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +135,20 @@ class ObjectiveConfig:
     preference: tuple[float, float] = (0.1, 0.9)
     """k = (k₁, k₂): weight of the robustness and of the accuracy objective."""
     reference: tuple[float, float] = (0.0, 0.0)
-    """a: reference point. No gradient flows from it; kept for fidelity."""
+    """a: reference point. In the weighted sum it has no gradient and is kept for fidelity."""
     gamma: float = 2e-5
-    """γ: augmentation of the weighted sum."""
+    """γ: augmentation, which adds γ times the plain sum to any scalarisation."""
+    scalarisation: Scalarisation = "weighted_sum"
+    """chebyshev (Steuer & Choo 1983) and smooth_chebyshev (Lin et al. 2024) also reach the
+    non-convex parts of the front; distances count from ``reference``."""
+    mu: float = 0.1
+    """μ of smooth_chebyshev: the smaller, the closer to the maximum."""
     alpha: float = 1e-5
     """α: weight of the contrastive term inside the robustness objective."""
     temperature: float = 0.1
     """τ of the contrastive term."""
+    label_smoothing: float = 0.0
+    """Share of the target that is uniform (Szegedy et al. 2016), in the CE of TRADES and AT."""
     features: Literal["natural", "adversarial", "both"] = "natural"
     """Rows of the contrastive term: natural in the 2024 experiments, both in advermorel."""
     loat_base: Literal["mart", "trades"] = "mart"
@@ -145,6 +168,26 @@ class ObjectiveConfig:
         for key in ("beta", "gamma", "alpha", "loat_theta", "loat_gamma"):
             check(getattr(self, key) >= 0, key, getattr(self, key), "must be >= 0")
         check(self.temperature > 0, "temperature", self.temperature, "must be > 0 (published: 0.1)")
+        check(self.mu > 0, "mu", self.mu, "must be > 0")
+        check(
+            self.morel or self.scalarisation == "weighted_sum",
+            "scalarisation",
+            self.scalarisation,
+            "weighted_sum with morel: false, which leaves a single objective",
+        )
+        check(
+            0 <= self.label_smoothing < 1,
+            "label_smoothing",
+            self.label_smoothing,
+            "a share in [0, 1)",
+        )
+        check(
+            self.label_smoothing == 0 or self.accuracy in ("trades", "at"),
+            "label_smoothing",
+            self.label_smoothing,
+            f"0 with accuracy: {self.accuracy}; MART and LOAT boost the margin to one hard label, "
+            "an objective of your own smooths for itself",
+        )
         check(
             len(self.preference) == 2
             and all(0.0 <= k <= 1.0 for k in self.preference)
@@ -180,13 +223,19 @@ class OptimizerConfig:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 2e-4
-    schedule: Literal["constant", "piecewise", "cosine"] = "constant"
+    no_decay_on_norm_and_bias: bool = False
+    """Decay weight matrices and kernels alone, no parameter of one dimension."""
+    schedule: Literal["constant", "piecewise", "cosine", "one_cycle"] = "constant"
     milestones: list[int] = field(default_factory=lambda: list[int]())
     """piecewise: after this many epochs …"""
     factors: list[float] = field(default_factory=lambda: list[float]())
     """… the learning rate is lr times this (not cumulative)."""
     warmup_epochs: int = 0
     """Linear warm-up over the first epochs, step by step."""
+    one_cycle_peak: float = 0.45
+    """one_cycle: fraction of the run after which lr is reached; as long again, and it is back …"""
+    one_cycle_start: float = 0.1
+    """… at lr times this, where it also starts; from there it falls to 0 (Smith 2018)."""
     clip_norm: float | None = None
     """Clip the global gradient norm to this."""
 
@@ -221,8 +270,43 @@ class OptimizerConfig:
         )
         check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must be >= 0")
         check(
+            self.warmup_epochs == 0 or self.schedule != "one_cycle",
+            "warmup_epochs",
+            self.warmup_epochs,
+            "0 with schedule: one_cycle, which is its own warm-up",
+        )
+        check(
+            0 < self.one_cycle_peak <= 0.5,
+            "one_cycle_peak",
+            self.one_cycle_peak,
+            "a fraction of the run in (0, 0.5]",
+        )
+        check(
+            0 <= self.one_cycle_start <= 1,
+            "one_cycle_start",
+            self.one_cycle_start,
+            "a multiple of lr in [0, 1]",
+        )
+        check(
             self.clip_norm is None or self.clip_norm > 0, "clip_norm", self.clip_norm, "null or > 0"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AwpConfig:
+    """Adversarial weight perturbation (Wu et al. 2020)."""
+
+    gamma: float = 0.0
+    """Length of a layer's perturbation, relative to its weights (TRADES: 0.005, AT: 0.01); 0: off.
+
+    The reported losses are then those at the perturbed weights.
+    """
+    warmup_epochs: int = 0
+    """Epochs before it begins."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.gamma < 1, "gamma", self.gamma, "0 (off) or in (0, 1), say 0.005")
+        check(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "must be >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +316,56 @@ class TrainingConfig:
     epochs: int = 10
     batch_size: int = 128
     """Of all workers together: the number of workers does not change the batch."""
+    precision: Precision = "fp32"
+    """bf16: the encoder's passes under autocast; images, losses and evaluation stay fp32."""
+    channels_last: bool = False
+    """Memory layout of the encoder's passes; pays with bf16, and on GPUs."""
+    compile: bool = False
+    """torch.compile the encoder's passes: minutes at the start, then fewer and larger kernels."""
+    published_batchnorm: bool = False
+    """Move BatchNorm's running statistics as often as the published step's repeated passes do."""
+    ema_decay: float | None = None
+    """Measure, keep and export an exponential moving average of the weights, updated each step."""
+    swa_start_epoch: int | None = None
+    """Average the weights at the end of this epoch (counted from 1) and of every one after it.
+
+    Stochastic weight averaging (Izmailov et al. 2018): measured, kept and exported from then on.
+    """
+    awp: AwpConfig = field(default_factory=AwpConfig)
+    patience: int | None = None
+    """Stop after so many measurements in a row without a better held-out robust accuracy."""
+    overfitting_guard: bool = False
+    """With attack.num_steps: 1, measure PGD-10 on 256 held-out images after each epoch and stop on
+    catastrophic overfitting (Wong et al. 2020)."""
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "must be >= 1")
         check(self.batch_size >= 2, "batch_size", self.batch_size, "must be >= 2")
+        check(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        check(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "ema_decay",
+            self.ema_decay,
+            "null (off) or in (0, 1), say 0.995",
+        )
+        check(
+            self.swa_start_epoch is None or 1 <= self.swa_start_epoch <= self.epochs,
+            "swa_start_epoch",
+            self.swa_start_epoch,
+            f"null (off) or an epoch from 1 to epochs = {self.epochs}",
+        )
+        check(
+            self.ema_decay is None or self.swa_start_epoch is None,
+            "swa_start_epoch",
+            self.swa_start_epoch,
+            "one average at a time: set ema_decay or swa_start_epoch to null",
+        )
+        check(
+            self.patience is None or self.patience >= 1,
+            "patience",
+            self.patience,
+            "null (train to the end) or a number of measurements >= 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +426,33 @@ class ExperimentConfig:
             "attack.loss",
             self.attack.loss,
             "say ce or kl: a custom objective does not imply the attack's loss",
+        )
+        check(
+            self.objective.accuracy != "custom" or not self.training.published_batchnorm,
+            "training.published_batchnorm",
+            self.training.published_batchnorm,
+            "false: a custom objective has no published step",
+        )
+        check(
+            not self.training.overfitting_guard or self.attack.num_steps == 1,
+            "training.overfitting_guard",
+            True,
+            f"only with attack.num_steps = 1, not {self.attack.num_steps}: training with several "
+            "steps does not overfit catastrophically",
+        )
+        check(
+            self.data.cutmix == 0 or self.objective.accuracy not in ("mart", "loat"),
+            "data.cutmix",
+            self.data.cutmix,
+            f"0 with objective.accuracy: {self.objective.accuracy}, which needs one hard label to "
+            "tell the right class from the others",
+        )
+        check(
+            self.data.cutmix == 0 or not self.objective.morel,
+            "data.cutmix",
+            self.data.cutmix,
+            "0 with objective.morel: true, whose attention and contrastive term group images by "
+            "one hard label",
         )
         implied = self.objective.attack_loss if self.attack.loss == "auto" else self.attack.loss
         check(implied != "kl" or self.attack.init != "none", "attack.init", "none", KL_START)

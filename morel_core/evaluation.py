@@ -15,6 +15,7 @@ from morel_core.attacks import Attack, attack_mode
 from morel_core.attacks.ball import outside
 from morel_core.distributed import rank, sum_over_ranks, world_size
 from morel_core.errors import MorelError
+from morel_core.precision import full_precision
 from morel_core.seeding import generator
 from morel_core.statistics import wilson_interval
 
@@ -126,7 +127,8 @@ def evaluate(
 
     Images are taken in fixed chunks of ``batch_size``, each with noise of its own seed; only images
     that are right when clean are attacked, and no accuracy can pass the clean one. Under a process
-    group each rank takes every W-th chunk and all get the whole result.
+    group each rank takes every W-th chunk and all get the whole result. Computed in the type of the
+    weights, whatever training used: autocast and TF32 are off.
 
     Args:
         net: maps images in [0, 1] to logits; left in the mode it came in.
@@ -143,7 +145,7 @@ def evaluate(
     if len(x) == 0 or len(x) != len(y):
         raise MorelError(f"evaluate: {len(x)} images and {len(y)} labels: need as many, at least 1")
     outcomes: dict[str, Outcome] = {}
-    with attack_mode(net):
+    with attack_mode(net), full_precision(x.device):
         clean = _measure(net, x, y, None, None, batch_size, seed)
         outcomes[CLEAN] = Outcome(
             name=CLEAN, attack={"attack": "none"}, correct=clean[0], seed=seed, seconds=clean[1]

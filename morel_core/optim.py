@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,20 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> Optimizer:
     """The optimiser over ``net``'s trainable parameters.
 
     Fused versions: besides their speed, they can leave an update out on the device's own decision.
+    With ``no_decay_on_norm_and_bias`` parameters of one dimension (biases, scales and shifts of
+    normalisations) form a second group without weight decay.
     """
     parameters = [p for p in net.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if config.no_decay_on_norm_and_bias:
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
     if config.name == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     sgd = torch.optim.SGD(
-        parameters,
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -41,7 +48,9 @@ def learning_rate(config: OptimizerConfig, epochs_done: float, num_epochs: int) 
     """The learning rate after ``epochs_done`` epochs (a fraction inside an epoch).
 
     piecewise: ``lr · factors[i]`` from ``milestones[i]`` on; cosine: from lr to 0 over the run; a
-    linear warm-up over ``warmup_epochs`` multiplies either.
+    linear warm-up over ``warmup_epochs`` multiplies either. one_cycle (Smith 2018): linear from
+    ``lr · one_cycle_start`` up to lr at ``one_cycle_peak`` of the run, down again over as long, and
+    on to 0 at the end.
     """
     factor = 1.0
     if config.schedule == "piecewise":
@@ -51,9 +60,18 @@ def learning_rate(config: OptimizerConfig, epochs_done: float, num_epochs: int) 
         factor = passed[-1] if passed else 1.0
     elif config.schedule == "cosine":
         factor = 0.5 * (1 + math.cos(math.pi * min(1.0, epochs_done / num_epochs)))
+    elif config.schedule == "one_cycle":
+        factor = _one_cycle(epochs_done / num_epochs, config.one_cycle_peak, config.one_cycle_start)
     if epochs_done < config.warmup_epochs:
         factor *= epochs_done / config.warmup_epochs
     return config.lr * factor
+
+
+def _one_cycle(done: float, peak: float, start: float) -> float:
+    """Multiple of lr after the fraction ``done`` of the run."""
+    if done < 2 * peak:
+        return start + (1 - start) * (1 - abs(done - peak) / peak)
+    return start * max(0.0, 1 - done) / (1 - 2 * peak) if peak < 0.5 else 0.0
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

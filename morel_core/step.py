@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from morel_core.attacks import Attack
+from morel_core.awp import perturbed_weights
 from morel_core.distributed import Shard, average_over_ranks
 from morel_core.losses import MorelObjective, Terms
 from morel_core.models import MorelNet
@@ -28,6 +29,7 @@ def train_step(
     num_epochs: int,
     shard: Shard | None = None,
     clip_norm: float | None = None,
+    awp_gamma: float = 0.0,
     inspect: Callable[[Terms], Any] | None = None,
 ) -> tuple[Terms, Tensor]:
     """Attack, weigh the objectives, descend.
@@ -37,12 +39,13 @@ def train_step(
         objective: `MorelObjective`, or its data-parallel version of the same signature.
         attack: makes the adversarial batch; leaves the net's mode and grads as they were.
         x: (b, C, H, W) in [0, 1].
-        y: (b,) int64.
+        y: (b,) int64, or (b, K) shares of the classes where attack and objective take them.
         noise: (b, C, H, W) standard normal, for the attack's start.
         epoch: counted from 1.
         num_epochs: length of the run.
         shard: this rank's part of the global batch.
         clip_norm: largest norm of the whole gradient.
+        awp_gamma: γ of adversarial weight perturbation; above 0 it adds one pass of the objective.
         inspect: sees the terms before the backward pass.
 
     Returns:
@@ -50,11 +53,16 @@ def train_step(
         they were not, nothing was updated.
     """
     x_adv = attack(net, x, y, noise=noise)
-    terms = objective(net, x, x_adv, y, epoch=epoch, num_epochs=num_epochs, shard=shard)
-    if inspect is not None:
-        inspect(terms)
-    optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()
+
+    def weighed() -> Terms:
+        return objective(net, x, x_adv, y, epoch=epoch, num_epochs=num_epochs, shard=shard)
+
+    with perturbed_weights(net, awp_gamma, lambda: weighed().total):
+        terms = weighed()
+        if inspect is not None:
+            inspect(terms)
+        optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
     finite = update_if_finite(optimizer, average_over_ranks(terms.total.detach()), clip_norm)
     return terms, finite
 

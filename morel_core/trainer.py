@@ -12,6 +12,7 @@ from torch import Tensor
 
 from morel_core import checkpoint
 from morel_core.attacks import PGD
+from morel_core.averaging import WeightAverage
 from morel_core.config import ExperimentConfig, ObjectiveConfig
 from morel_core.data import Batch, Batches, Dataset, load_data
 from morel_core.distributed import (
@@ -27,8 +28,16 @@ from morel_core.evaluation import CLEAN, EvaluationResult, evaluate
 from morel_core.losses import MorelObjective, Outputs, Terms
 from morel_core.models import MorelNet, build_net
 from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
+from morel_core.precision import EncoderPasses
+from morel_core.published_batchnorm import PublishedBatchNorm
 from morel_core.seeding import derive_seed, sliced_randn
 from morel_core.step import gradient_shares, train_step
+from morel_core.stopping import (
+    GUARD_IMAGES,
+    guard_attack,
+    guard_metrics,
+    measurements_since_best,
+)
 
 Metrics = dict[str, float]
 EpochCallback = Callable[[Metrics], None]
@@ -83,18 +92,49 @@ class Trainer:
             crop_padding=config.data.crop_padding,
             rank=rank(),
             world_size=world_size(),
+            extra=self.data.extra,
+            extra_ratio=config.data.extra_ratio,
+            erasing=config.data.erasing,
+            cutmix=config.data.cutmix,
+            num_classes=self.data.num_classes,
         )
         self.optimizer = make_optimizer(config.optimizer, self.net)
-        self.parallel_objective = data_parallel(self.net, self.objective)
+        self.parallel_objective = data_parallel(
+            self.net,
+            PublishedBatchNorm(self.objective)
+            if config.training.published_batchnorm
+            else self.objective,
+        )
+        self.passes = self._encoder_passes(compile=config.training.compile)
+        # Measuring shares goes back through the graph several times: compiled, it would be freed.
+        self.passes_for_shares = self._encoder_passes(compile=False)
+        self.average = WeightAverage.of(config.training, self.net)
         self.epoch = 0
         self.history: list[Metrics] = []
         self.best: Metrics | None = None
         self.best_state = self._copy_of_state()
 
     @property
+    def network(self) -> MorelNet:
+        """What is measured and kept as best: the averaged network where there is one."""
+        if self.average is not None and self.average.began(self.epoch):
+            return self.average.net
+        return self.net
+
+    @property
     def done(self) -> bool:
-        """Whether the run is at its end: all epochs trained, or diverged."""
-        return self.epoch >= self.config.training.epochs or self.diverged
+        """Whether the run is at its end: all epochs trained, diverged or stopped."""
+        if self.epoch >= self.config.training.epochs or self.diverged or self.stopped_early:
+            return True
+        return bool(self.history) and self.history[-1].get("catastrophic_overfitting", 0.0) > 0
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether ``training.patience`` ended the run before its last epoch."""
+        patience = self.config.training.patience
+        if patience is None or self.epoch >= self.config.training.epochs:
+            return False
+        return measurements_since_best(self.history) >= patience
 
     @property
     def diverged(self) -> bool:
@@ -120,7 +160,9 @@ class Trainer:
             Plain floats: ``epoch``, ``num_epochs``, ``lr``, ``loss.*`` (means over the epoch),
             ``gradient_share.*`` (of its first batch), ``seconds``, ``images_per_second``,
             ``diverged``; where the epoch was measured: ``clean_accuracy``, ``robust_accuracy``,
-            each with ``_low`` and ``_high``, and ``best_*`` of the best epoch so far.
+            each with ``_low`` and ``_high``, and ``best_*`` of the best epoch so far; with
+            ``training.patience`` ``stopped_early``; with ``training.overfitting_guard`` see
+            `guard_metrics`. An epoch in which the guard fires is always measured.
         """
         if self.epoch >= self.config.training.epochs:
             raise MorelError(f"all {self.config.training.epochs} epochs are trained")
@@ -131,15 +173,31 @@ class Trainer:
             "num_epochs": self.config.training.epochs,
             **self._train(),
         }
+        if self.average is not None and not metrics["diverged"]:
+            self.average.after_epoch(self.net, self.epoch)
         metrics["seconds"] = time.perf_counter() - started
         images = len(self.batches) * self.config.training.batch_size
         metrics["images_per_second"] = images / metrics["seconds"]
-        if not metrics["diverged"] and self._is_measured():
-            metrics |= self._measure()
+        if not metrics["diverged"]:
+            if self.config.training.overfitting_guard:
+                metrics |= self._guard()
+            if self._is_measured() or metrics.get("catastrophic_overfitting"):
+                metrics |= self._measure()
         if self.best is not None:
             metrics |= {f"best_{key}": value for key, value in self.best.items()}
         self.history.append(metrics)
+        if self.config.training.patience is not None:
+            metrics["stopped_early"] = float(self.stopped_early)
         return metrics
+
+    def _encoder_passes(self, *, compile: bool) -> EncoderPasses:
+        settings = self.config.training
+        return EncoderPasses(
+            self.net,
+            precision=settings.precision,
+            channels_last=settings.channels_last,
+            compile=compile,
+        )
 
     def _train(self) -> Metrics:
         config, steps = self.config, len(self.batches)
@@ -158,6 +216,8 @@ class Trainer:
             for name, value in terms.scalars().items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
             steps_finite += finite
+            if self.average is not None:
+                self.average.after_step(self.net, (self.epoch - 1) * steps + step)
         means = average_over_ranks(torch.stack([s.double() for s in sums.values()]) / steps)
         metrics: Metrics = {"lr": lr, "diverged": float(steps_finite.item() < steps)}
         metrics |= {f"loss.{k}": v for k, v in zip(sums, means.tolist(), strict=True)}
@@ -165,6 +225,7 @@ class Trainer:
 
     def _step(self, batch: Batch, shares: dict[str, Tensor] | None) -> tuple[Terms, Tensor]:
         """One optimisation step; fills ``shares`` if it is given."""
+        awp = self.config.training.awp
         broadcast_buffers(self.net)
         noise = sliced_randn(
             batch.seed, batch.sizes, batch.rank, batch.x.shape[1:], batch.x.dtype, self.device
@@ -174,20 +235,23 @@ class Trainer:
             if shares is not None:
                 shares.update(gradient_shares(terms, self.net))
 
-        return train_step(
-            self.net,
-            self.parallel_objective,
-            self.attack,
-            self.optimizer,
-            batch.x,
-            batch.y,
-            noise=noise,
-            epoch=self.epoch,
-            num_epochs=self.config.training.epochs,
-            shard=Shard(batch.sizes, batch.rank),
-            clip_norm=self.config.optimizer.clip_norm,
-            inspect=note_shares,
-        )
+        passes = self.passes if shares is None else self.passes_for_shares
+        with passes.active():
+            return train_step(
+                self.net,
+                self.parallel_objective,
+                self.attack,
+                self.optimizer,
+                batch.x,
+                batch.y,
+                noise=noise,
+                epoch=self.epoch,
+                num_epochs=self.config.training.epochs,
+                shard=Shard(batch.sizes, batch.rank),
+                clip_norm=self.config.optimizer.clip_norm,
+                awp_gamma=awp.gamma if self.epoch > awp.warmup_epochs else 0.0,
+                inspect=note_shares,
+            )
 
     def _is_measured(self) -> bool:
         last = self.epoch == self.config.training.epochs
@@ -195,7 +259,9 @@ class Trainer:
 
     def _measure(self) -> Metrics:
         """Accuracies on the held-out split; keeps a copy of the best network."""
-        broadcast_buffers(self.net)
+        if self.average is not None and self.network is self.average.net:
+            self.average.before_measuring(batch.x for batch in self.batches.epoch(self.epoch))
+        broadcast_buffers(self.network)
         result = self.evaluate("holdout", {"robust": self.eval_attack})
         metrics: Metrics = {"seconds_evaluation": sum(o.seconds for o in result.values())}
         for key, name in (("clean_accuracy", CLEAN), ("robust_accuracy", "robust")):
@@ -208,14 +274,26 @@ class Trainer:
             self.best_state = self._copy_of_state()
         return metrics
 
+    def _guard(self) -> Metrics:
+        """The trained network, average or not, against several steps and against its own one."""
+        broadcast_buffers(self.net)
+        attacks = {"multi_step": guard_attack(self.attack), "single_step": self.attack}
+        result = self._evaluate(self.net, "holdout", attacks, GUARD_IMAGES)
+        return guard_metrics(result, self.history)
+
     def evaluate(self, split: str, attacks: dict[str, PGD]) -> EvaluationResult:
         """The network as it stands on "holdout" or "test", by the config's evaluation settings."""
+        limit = self.config.evaluation.num_images if split == "holdout" else None
+        return self._evaluate(self.network, split, attacks, limit)
+
+    def _evaluate(
+        self, net: MorelNet, split: str, attacks: dict[str, PGD], limit: int | None
+    ) -> EvaluationResult:
         settings = self.config.evaluation
         source = self.data.holdout if split == "holdout" else self.data.test
-        limit = settings.num_images if split == "holdout" else None
         indices = torch.arange(len(source))[:limit]
         return evaluate(
-            self.net,
+            net,
             source.fetch(indices).to(self.device),
             source.labels[indices].to(self.device),
             attacks,
@@ -225,13 +303,16 @@ class Trainer:
         )
 
     def _copy_of_state(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def save(self, folder: Path | str) -> None:
         """Write a checkpoint: the network as it stands and the best one, optimiser and progress."""
+        networks = {"last": self.net.state_dict(), "best": self.best_state}
+        if self.average is not None:
+            networks["averaged"] = self.average.net.state_dict()
         checkpoint.save_checkpoint(
             Path(folder),
-            networks={"last": self.net.state_dict(), "best": self.best_state},
+            networks=networks,
             optimizer=self.optimizer.state_dict(),
             progress={
                 "config": dataclasses.asdict(self.config),
@@ -246,9 +327,15 @@ class Trainer:
         folder = Path(folder)
         progress = checkpoint.load_progress(folder)
         self._load_state(checkpoint.load_network(folder, "last"), folder)
-        name, saved = self.config.optimizer.name, progress["config"]["optimizer"]["name"]
-        if saved != name:
-            raise MorelError(f"{folder}: was trained with optimizer.name = {saved!r}, not {name!r}")
+        if self.average is not None:
+            self.average.net.load_state_dict(checkpoint.load_network(folder, "averaged"))
+        saved, mine = progress["config"]["optimizer"], dataclasses.asdict(self.config.optimizer)
+        for key, default in (("name", "sgd"), ("no_decay_on_norm_and_bias", False)):
+            was = saved.get(key, default)
+            if was != mine[key]:
+                raise MorelError(
+                    f"{folder}: was trained with optimizer.{key} = {was!r}, not {mine[key]!r}"
+                )
         self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
         self.best_state = {
             name: value.to(self.device) for name, value in checkpoint.load_network(folder).items()
@@ -260,6 +347,8 @@ class Trainer:
     def load_best(self) -> None:
         """Put the best network so far in place."""
         self.net.load_state_dict(self.best_state)
+        if self.average is not None:
+            self.average.net.load_state_dict(self.best_state)
 
     def _load_state(self, state: dict[str, Tensor], folder: Path) -> None:
         try:

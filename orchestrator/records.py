@@ -48,7 +48,7 @@ def accuracy_names(prefix: str, attack: str) -> dict[str, str]:
 def epoch_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
     """One epoch's metrics as they are recorded."""
     names = accuracy_names("holdout", attack)
-    kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second")
+    kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second", "guard_")
     recorded = {names[key]: value for key, value in metrics.items() if key in names}
     return recorded | {key: value for key, value in metrics.items() if key.startswith(kept)}
 
@@ -61,6 +61,20 @@ def best_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
         for key, value in metrics.items()
         if key.startswith("best_") and key.removeprefix("best_") in names
     }
+
+
+def own_end(report: Mapping[str, Any]) -> str:
+    """Why a run came to an end by itself; empty if it had more to train."""
+    epoch = int(report.get("epoch", 0))
+    if report.get("diverged"):
+        return f"diverged in epoch {epoch}"
+    if report.get("catastrophic_overfitting"):
+        return f"catastrophic overfitting in epoch {epoch}"
+    if report.get("stopped_early"):
+        return f"no better since epoch {int(report['best_epoch'])} (training.patience)"
+    if epoch >= report.get("num_epochs", float("inf")):
+        return f"all {epoch} epochs trained"
+    return ""
 
 
 def test_metrics(record: Mapping[str, Any]) -> dict[str, float]:

@@ -182,7 +182,8 @@ class SpaceSearcher(Searcher):
         if result.get("diverged") or (value is None and result.get(self.metric) is not None):
             return TrialState.FAIL
         epoch, num_epochs = result.get("epoch"), result.get("num_epochs")
-        if epoch is None or num_epochs is None or epoch < num_epochs:
+        short = epoch is None or num_epochs is None or epoch < num_epochs
+        if short and not result.get("stopped_early"):  # out of patience is an end of its own
             return TrialState.PRUNED if entry.epoch else TrialState.FAIL
         return TrialState.FAIL if value is None else TrialState.COMPLETE
 

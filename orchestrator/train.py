@@ -121,7 +121,7 @@ def _fit(
         exported = records.store_export(f"{config.storage_path}/{config.name}", final)
         metrics |= exported.metrics
     diverged = bool(last.get("diverged"))
-    reason = "diverged" if diverged else f"all {config.training.epochs} epochs trained"
+    reason = records.own_end(last)
     recorder.finish(
         run_id,
         status="FAILED" if diverged else "FINISHED",

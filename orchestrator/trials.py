@@ -44,17 +44,22 @@ class Trial:
         return int(self.last.get("epoch", 0))
 
     @property
+    def length(self) -> int:
+        """Epochs of the whole run; one that gave up early (`training.patience`) counts as whole."""
+        return int(self.last.get("num_epochs", self.epoch))
+
+    @property
     def measured(self) -> bool:
         """Whether there is a best epoch."""
         return "best_epoch" in self.last
 
 
 def best_trial(trials: Sequence[Trial], metric: str) -> Trial | None:
-    """The best one among those that trained furthest: numbers of different rungs do not mix."""
+    """The best one of the longest runs that came to their own end: rungs do not mix."""
     candidates = [t for t in trials if t.state == "finished" and t.measured and t.checkpoint]
-    furthest = max((trial.epoch for trial in candidates), default=0)
+    longest = max((trial.length for trial in candidates), default=0)
     return max(
-        (trial for trial in candidates if trial.epoch == furthest),
+        (trial for trial in candidates if trial.length == longest),
         key=lambda trial: (trial.last[f"best_{metric}"], -trial.number),
         default=None,
     )
@@ -156,10 +161,13 @@ class TrialBook:
         path = inner or (checkpoint.path if checkpoint is not None else None)
         if path:
             trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
+        reason = records.own_end(trial.last)
         if trial.last.get("diverged"):
-            self._close(trial, "diverged", f"diverged in epoch {trial.epoch}")
-        elif trial.epoch >= trial.last.get("num_epochs", float("inf")):  # a space may vary them
-            self._close(trial, "finished", f"all {trial.epoch} epochs trained")
+            self._close(trial, "diverged", reason)
+        elif trial.last.get("catastrophic_overfitting"):
+            self._close(trial, "stopped", reason)
+        elif reason:
+            self._close(trial, "finished", reason)
         elif time.time() >= self._deadline:
             self._close(trial, "stopped", f"time budget spent at epoch {trial.epoch}")
         else:

@@ -60,11 +60,21 @@ class Attack(Protocol):
 
 @contextmanager
 def attack_mode(net: nn.Module) -> Generator[None]:
-    """Eval mode (frozen BatchNorm statistics) inside; each module's own mode restored after."""
+    """Eval mode (frozen BatchNorm statistics) and parameters without gradient inside.
+
+    Each module's own mode and each parameter's own ``requires_grad`` are restored after. Without
+    the parameters' gradients a pass keeps less for its backward pass, and a compiled one, whose
+    backward pass computes all gradients or none, does not compute them.
+    """
     modes = [(module, module.training) for module in net.modules()]
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     net.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -13,6 +13,7 @@ from morel_core.attacks.ball import ascent_step, project, uniform_in_ball
 from morel_core.attacks.base import attack_mode
 from morel_core.config import AttackConfig, Init, Norm
 from morel_core.errors import check
+from morel_core.precision import at_least_fp32
 
 
 def eps_label(eps: float) -> str:
@@ -85,12 +86,12 @@ class PGD:
             log_p = None
             if self.loss == "kl":
                 with torch.no_grad():
-                    log_p = F.log_softmax(net(x), dim=1)
+                    log_p = F.log_softmax(at_least_fp32(net(x)), dim=1)
             x_adv = self._start(x, noise, generator)
             for _ in range(self.num_steps):
                 x_adv.requires_grad_(True)
                 with torch.enable_grad():
-                    loss = self._loss(net(x_adv), y, log_p)
+                    loss = self._loss(at_least_fp32(net(x_adv)), y, log_p)
                     (grad,) = torch.autograd.grad(loss, x_adv)
                 with torch.no_grad():
                     stepped = ascent_step(x_adv.detach(), grad, self.step_size, self.norm)

@@ -122,10 +122,12 @@ class Dataset:
     """Images of the training set that are not trained on: what selects is measured on them."""
     test: ImageSource
     fingerprint: str
-    """SHA-256 over the three parts' images (a folder: file names and sizes), labels and order."""
+    """SHA-256 over all parts' images (a folder: file names and sizes), labels and order."""
     train_indices: Tensor = field(repr=False)
     """(len(train),) int64: where the images stood in the original training set."""
     holdout_indices: Tensor = field(repr=False)
+    extra: TensorSource | None = None
+    """Images of ``data.extra``, in the order of their file."""
 
 
 def to_unit(images: Tensor) -> Tensor:

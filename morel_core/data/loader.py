@@ -10,8 +10,17 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from morel_core.data.augment import Augmentation, crop_flip, draw
+from morel_core.data.augment import (
+    Augmentation,
+    crop_flip,
+    draw,
+    draw_cutmix,
+    draw_erasing,
+    mixed_labels,
+    put_boxes,
+)
 from morel_core.data.base import ImageSource, TensorSource, to_unit
+from morel_core.data.extra import mixed_order
 from morel_core.errors import check
 from morel_core.seeding import derive_seed, generator
 
@@ -23,7 +32,7 @@ class Batch:
     x: Tensor
     """(b, C, H, W) float32 in [0, 1]."""
     y: Tensor
-    """(b,) int64."""
+    """(b,) int64; with CutMix (b, K) float32, each label's share of the image."""
     sizes: tuple[int, ...]
     """Rows of every rank; ``sizes[rank] == b``."""
     rank: int
@@ -47,9 +56,16 @@ class Batches:
         augmentation: none, crop (zero-padded random crops) or crop_flip (half of them mirrored).
         crop_padding: pixels on each side.
         rank: which of ``world_size`` parts to make.
+        extra: more images (with a `TensorSource` only), which make up ``extra_ratio`` of each
+            batch; the epochs keep their number of steps.
+        extra_ratio: in [0, 1).
+        erasing: probability of random erasing, with random pixels.
+        cutmix: probability of CutMix with another image of the global batch.
+        num_classes: needed with ``cutmix``.
 
     Raises:
-        ConfigError: the source has fewer images than ``batch_size``, or a rank would get no rows.
+        ConfigError: the source has fewer images than ``batch_size``, a rank would get no rows, or
+            a batch would hold no image of ``source`` or of ``extra``.
     """
 
     def __init__(
@@ -61,6 +77,12 @@ class Batches:
         crop_padding: int,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        extra: TensorSource | None = None,
+        extra_ratio: float = 0.0,
+        erasing: float = 0.0,
+        cutmix: float = 0.0,
+        num_classes: int = 0,
     ) -> None:
         check(
             batch_size <= len(source),
@@ -81,7 +103,23 @@ class Batches:
             f"one of {', '.join(get_args(Augmentation))}",
         )
         assert 0 <= rank < world_size, (rank, world_size)
+        assert cutmix == 0 or num_classes > 0, "labels are mixed over num_classes"
+        self.num_images = len(source)
+        self.num_extra = 0 if extra is None else round(extra_ratio * batch_size)
+        if extra is not None:
+            assert isinstance(source, TensorSource), "load_data sees to it"
+            check(
+                0 < self.num_extra < batch_size,
+                "data.extra_ratio",
+                extra_ratio,
+                f"of a batch of {batch_size} at least one image must be extra, and one not",
+            )
+            images = torch.cat([source.fetch(torch.arange(len(source))), extra.images])
+            source = TensorSource(images, torch.cat([source.labels, extra.labels]))
         self.source = source
+        self.erasing = erasing
+        self.cutmix = cutmix
+        self.num_classes = num_classes
         self.batch_size = batch_size
         self.seed = seed
         self.augmentation: Augmentation = augmentation
@@ -92,15 +130,34 @@ class Batches:
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        return len(self.source) // self.batch_size
+        return self.num_images // self.batch_size
+
+    def _order(self, epoch: int) -> Tensor:
+        """Which image stands at which place of the epoch, (at least steps · batch_size,) int64."""
+        order = torch.randperm(
+            self.num_images, generator=generator("cpu", self.seed, "order", epoch)
+        )
+        if not self.num_extra:
+            return order
+        extra_order = torch.randperm(
+            len(self.source) - self.num_images,
+            generator=generator("cpu", self.seed, "extra", epoch),
+        )
+        return mixed_order(order, extra_order, self.batch_size, self.num_extra)
+
+    def _partners(self, epoch: int) -> Tensor:
+        """At which place of the epoch the partner of each image stands, within the same batch."""
+        keys = torch.rand(
+            (len(self), self.batch_size), generator=generator("cpu", self.seed, "partner", epoch)
+        )
+        return (keys.argsort(1) + self.batch_size * torch.arange(len(self))[:, None]).flatten()
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches from ``start_step`` (counted from 0) on, as if those before had been made."""
         assert 0 <= start_step <= len(self), (start_step, len(self))
         device = self.source.labels.device
-        order = torch.randperm(
-            len(self.source), generator=generator("cpu", self.seed, "order", epoch)
-        )
+        order = self._order(epoch)
+        size = self.source.shape[1:]
         # Drawn and moved once an epoch, so that no step waits for a copy to the device.
         draws = draw(
             len(order),
@@ -108,6 +165,15 @@ class Batches:
             self.crop_padding,
             generator("cpu", self.seed, "augmentation", epoch),
         ).to(device)
+        erased = exchanged = None
+        if self.erasing:
+            drawn = generator("cpu", self.seed, "erasing", epoch)
+            erased = draw_erasing(len(order), size, self.erasing, drawn).to(device)
+        partners = torch.empty(0, dtype=torch.int64)
+        if self.cutmix:
+            drawn = generator("cpu", self.seed, "cutmix", epoch)
+            exchanged = draw_cutmix(len(order), size, self.cutmix, drawn).to(device)
+            partners = self._partners(epoch)
         placed = order.to(device)
         first = sum(self.sizes[: self.rank])
         rows = [
@@ -116,13 +182,37 @@ class Batches:
         ]
         # Files are named on the host, tensors indexed on the device.
         wanted = placed if isinstance(self.source, TensorSource) else order
-        images = self._fetched([wanted[part] for part in rows])
-        for step, (part, raw) in enumerate(zip(rows, images, strict=True), start_step):
+        # With CutMix a step's rows are followed by their partners.
+        places: list[slice | Tensor] = list(rows)
+        if exchanged is not None:
+            everywhere = torch.arange(len(order))
+            pairs = [torch.cat([everywhere[part], partners[part]]) for part in rows]
+            places = list(torch.stack(pairs).to(wanted.device)) if pairs else []
+        images = self._fetched([wanted[place] for place in places])
+        for step, (part, place, raw) in enumerate(
+            zip(rows, places, images, strict=True), start_step
+        ):
+            if isinstance(place, Tensor):
+                place = place.to(device)
             if self.augmentation != "none":
-                raw = crop_flip(raw, draws[part], self.crop_padding)
+                raw = crop_flip(raw, draws[place], self.crop_padding)
+            y = self.source.labels[placed[place]]
+            if exchanged is not None:
+                raw, other = raw.chunk(2)
+                raw = put_boxes(raw, other, exchanged[part])
+                y = mixed_labels(*y.chunk(2), exchanged[part], size, self.num_classes)
+            if erased is not None:
+                pixels = torch.randint(
+                    256,
+                    (self.batch_size, *raw.shape[1:]),
+                    generator=generator(device, self.seed, "pixels", epoch, step),
+                    dtype=torch.uint8,
+                    device=device,
+                )
+                raw = put_boxes(raw, pixels[first : first + len(raw)], erased[part])
             yield Batch(
                 x=to_unit(raw),
-                y=self.source.labels[placed[part]],
+                y=y,
                 sizes=self.sizes,
                 rank=self.rank,
                 seed=derive_seed(self.seed, "step", epoch, step),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from morel_core.config import DataConfig
-from morel_core.data.base import DATASETS, Dataset
+from morel_core.data.base import DATASETS, Dataset, TensorSource
+from morel_core.data.extra import load_extra
 from morel_core.errors import ConfigError, check
 from morel_core.seeding import generator
 
@@ -90,7 +91,16 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Dataset
     train = official.train.subset(train_indices)
     holdout = official.train.subset(holdout_indices)
     digest = hashlib.sha256()
-    for part in (train, holdout, test):
+    extra = None
+    if config.extra is not None:
+        check(
+            isinstance(train, TensorSource),
+            "data.extra",
+            config.extra,
+            f"null with {config.name}, which is read file by file and takes no array beside it",
+        )
+        extra = load_extra(config.extra, train.shape, official.num_classes)
+    for part in (train, holdout, test, *([extra] if extra is not None else [])):
         digest.update(part.digest())
     return Dataset(
         name=config.name,
@@ -102,4 +112,5 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Dataset
         fingerprint=digest.hexdigest(),
         train_indices=train_indices,
         holdout_indices=holdout_indices,
+        extra=None if extra is None else extra.to(device),
     )

@@ -4,7 +4,7 @@ from morel_core.losses.alignment import cosine_alignment
 from morel_core.losses.contrastive import multi_positive_contrastive
 from morel_core.losses.objective import MorelObjective, Terms
 from morel_core.losses.outputs import Outputs
-from morel_core.losses.scalarisation import augmented_weighted_sum
+from morel_core.losses.scalarisation import augmented_weighted_sum, scalarise
 
 __all__ = [
     "MorelObjective",
@@ -13,4 +13,5 @@ __all__ = [
     "augmented_weighted_sum",
     "cosine_alignment",
     "multi_positive_contrastive",
+    "scalarise",
 ]

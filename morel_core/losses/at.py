@@ -11,6 +11,7 @@ from morel_core.losses.outputs import Outputs
 
 def at(outputs: Outputs, config: ObjectiveConfig) -> dict[str, Tensor]:
     """``adversarial_ce`` = CE(f(x'), y); needs no natural pass."""
-    del config
-    ce = F.cross_entropy(outputs.logits_adv, outputs.y, reduction="none")
+    ce = F.cross_entropy(
+        outputs.logits_adv, outputs.y, reduction="none", label_smoothing=config.label_smoothing
+    )
     return {"adversarial_ce": outputs.shard.mean(ce)}

@@ -17,8 +17,9 @@ from morel_core.losses.contrastive import multi_positive_contrastive
 from morel_core.losses.loat import loat
 from morel_core.losses.mart import mart
 from morel_core.losses.outputs import AccuracyObjective, Outputs
-from morel_core.losses.scalarisation import augmented_weighted_sum
+from morel_core.losses.scalarisation import scalarise
 from morel_core.losses.trades import trades
+from morel_core.precision import at_least_fp32
 
 if TYPE_CHECKING:
     from morel_core.models import MorelNet
@@ -53,11 +54,6 @@ class Terms:
             "robustness": self.robustness,
             **self.leaves(),
         }
-
-
-def at_least_fp32(values: Tensor) -> Tensor:
-    """Losses are computed in fp32 whatever the network computes in (METHOD, numerical policy)."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class MorelObjective:
@@ -139,9 +135,7 @@ class MorelObjective:
         alignment = shard.mean(cosine_alignment(z, z_adv))
         contrastive = self._contrastive(net, z, z_adv, y, shard)
         robustness = alignment + config.alpha * contrastive
-        total = augmented_weighted_sum(
-            robustness, accuracy, config.preference, config.reference, config.gamma
-        )
+        total = scalarise(robustness, accuracy, config)
         return Terms(total, accuracy, robustness, alignment, contrastive, parts)
 
     def _contrastive(

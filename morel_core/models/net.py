@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -59,6 +59,8 @@ class MorelNet(nn.Module):
         head: the classifier's last linear layer, (B, D) → (B, K).
         projection: (B, D) → (B, embed_dim).
         pre_norm, attention: class-adaptive attention over projections, both None without it.
+        encoder_passes: how to run the encoder while training (`precision.EncoderPasses`); None: as
+            it is.
         mean, std: (C, 1, 1) or None; inputs are normalised with them before the encoder. Not part
             of the state dict.
     """
@@ -83,6 +85,7 @@ class MorelNet(nn.Module):
         check(embed_dim >= 1, "model.embed_dim", embed_dim, "a width >= 1")
         device, dtype = head.weight.device, head.weight.dtype
         self._head_name = head_name
+        self.encoder_passes: Callable[[Tensor], Tensor] | None = None
         self.encoder = encoder
         self.head = head
         self.projection = nn.Linear(head.in_features, embed_dim, device=device, dtype=dtype)
@@ -198,7 +201,7 @@ class MorelNet(nn.Module):
                     f"model.mean has {self.mean.shape[0]} channels, the images are {tuple(x.shape)}"
                 )
             x = (x - self.mean) / self.std
-        features = self.encoder(x)
+        features = (self.encoder_passes or self.encoder)(x)
         wanted = (x.shape[0], self.head.in_features)
         if not isinstance(features, Tensor) or features.shape != wanted:
             given = (

@@ -6,6 +6,7 @@ morel_core but the network's modules and its configs. "Row" is a list of K scala
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -57,17 +58,25 @@ def rows(matrix: Tensor) -> list[Row]:
 # Accuracy objectives. ----------------------------------------------------------------------------
 
 
-def cross_entropy(logits: Tensor, y: list[int]) -> Tensor:
-    return mean([-log_softmax(row)[label] for row, label in zip(rows(logits), y, strict=True)])
+def cross_entropy(logits: Tensor, y: list[int], smoothing: float = 0.0) -> Tensor:
+    """Against 1 − smoothing on the label plus smoothing spread evenly over all classes."""
+    losses: list[Tensor] = []
+    for row, label in zip(rows(logits), y, strict=True):
+        log_p = log_softmax(row)
+        even = [smoothing / len(row) * value for value in log_p]
+        losses.append(-((1 - smoothing) * log_p[label] + total(even)))
+    return mean(losses)
 
 
-def trades(logits: Tensor, logits_adv: Tensor, y: list[int], beta: float) -> list[Tensor]:
+def trades(
+    logits: Tensor, logits_adv: Tensor, y: list[int], beta: float, smoothing: float = 0.0
+) -> list[Tensor]:
     """CE(f(x), y) and β/B · Σ KL(p ‖ p')."""
     divergences: list[Tensor] = []
     for natural, adversarial in zip(rows(logits), rows(logits_adv), strict=True):
         p, log_p, log_q = softmax(natural), log_softmax(natural), log_softmax(adversarial)
         divergences.append(total([p[k] * (log_p[k] - log_q[k]) for k in range(len(p))]))
-    return [cross_entropy(logits, y), beta * mean(divergences)]
+    return [cross_entropy(logits, y, smoothing), beta * mean(divergences)]
 
 
 def mart(logits: Tensor, logits_adv: Tensor, y: list[int], beta: float) -> list[Tensor]:
@@ -143,12 +152,12 @@ def accuracy(
 ) -> list[Tensor]:
     """The parts of the configured accuracy objective."""
     if config.accuracy == "trades":
-        return trades(logits, logits_adv, y, config.beta)
+        return trades(logits, logits_adv, y, config.beta, config.label_smoothing)
     if config.accuracy == "mart":
         return mart(logits, logits_adv, y, config.beta)
     if config.accuracy == "loat":
         return loat(logits, logits_adv, y, config, epoch, num_epochs)
-    return [cross_entropy(logits_adv, y)]
+    return [cross_entropy(logits_adv, y, config.label_smoothing)]
 
 
 # The embedding space. ----------------------------------------------------------------------------
@@ -222,10 +231,16 @@ def embed(net: MorelNet, x: Tensor) -> Tensor:
 
 
 def scalarise(robustness: Tensor, accuracy_: Tensor, config: ObjectiveConfig) -> Tensor:
-    """Σ_i k_i (L_i − a_i) + γ Σ_i (L_i − a_i)."""
+    """Σ_i k_i d_i, max_i k_i d_i or μ log Σ_i exp(k_i d_i / μ), plus γ Σ_i d_i; d_i = L_i − a_i."""
     distances = [robustness - config.reference[0], accuracy_ - config.reference[1]]
-    weighted = total([k * d for k, d in zip(config.preference, distances, strict=True)])
-    return weighted + config.gamma * total(distances)
+    weighted = [k * d for k, d in zip(config.preference, distances, strict=True)]
+    if config.scalarisation == "weighted_sum":
+        value = total(weighted)
+    elif config.scalarisation == "chebyshev":
+        value = weighted[argmax(weighted)]
+    else:
+        value = config.mu * torch.log(total([torch.exp(w / config.mu) for w in weighted]))
+    return value + config.gamma * total(distances)
 
 
 def objective(
@@ -239,7 +254,16 @@ def objective(
 ) -> dict[str, Tensor]:
     """The published objective: the accuracy loss first, then all passes again for the rest."""
     labels = y.tolist()
-    parts = accuracy(net(x), net(x_adv), labels, config, epoch, num_epochs)
+    base = config.loat_base if config.accuracy == "loat" else config.accuracy
+    # As published, pass by pass: BatchNorm's running statistics move with each.
+    logits = net(x) if base != "at" else None
+    logits_adv = net(x_adv)
+    if base == "trades":
+        logits = net(x)  # softmax(f(x)) of the KL term is passed anew
+    if logits is None:
+        parts = [cross_entropy(logits_adv, labels, config.label_smoothing)]
+    else:
+        parts = accuracy(logits, logits_adv, labels, config, epoch, num_epochs)
     accuracy_ = total(parts)
     if not config.morel:
         return {"total": accuracy_, "accuracy": accuracy_}
@@ -387,14 +411,34 @@ def published_step(
     epoch: int,
     num_epochs: int,
     clip_norm: float | None = None,
+    awp_gamma: float = 0.0,
 ) -> Tensor:
-    """One step as published: attack, accuracy loss, repeated passes, update."""
+    """One step as published: attack, accuracy loss, repeated passes, update.
+
+    AWP line by line: the gradient at a copy, the copy moved, the gradient there for the net.
+    """
     x_adv = published_attack(
         net, x, y, noise, eps=eps, step_size=step_size, num_steps=num_steps, loss=attack_loss
     )
     optimizer.zero_grad()
-    loss = objective(net, x, x_adv, y, config, epoch, num_epochs)["total"]
-    loss.backward()
+    if awp_gamma:
+        proxy = copy.deepcopy(net)
+        proxy.zero_grad()
+        objective(proxy, x, x_adv, y, config, epoch, num_epochs)["total"].backward()
+        for weight in proxy.parameters():
+            if weight.grad is not None and weight.dim() > 1:
+                length = math.sqrt(math.fsum(weight.detach().square().flatten().tolist()))
+                slope = math.sqrt(math.fsum(weight.grad.square().flatten().tolist()))
+                if slope > 0:
+                    weight.data += awp_gamma * length * weight.grad / slope
+        proxy.zero_grad()
+        loss = objective(proxy, x, x_adv, y, config, epoch, num_epochs)["total"]
+        loss.backward()
+        for weight, moved in zip(net.parameters(), proxy.parameters(), strict=True):
+            weight.grad = moved.grad
+    else:
+        loss = objective(net, x, x_adv, y, config, epoch, num_epochs)["total"]
+        loss.backward()
     if clip_norm is not None:
         grads = [p.grad for p in net.parameters() if p.grad is not None]
         norm = math.sqrt(math.fsum((g * g).sum().item() for g in grads))

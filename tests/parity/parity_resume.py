@@ -12,6 +12,7 @@ import torch
 
 from morel_core import (
     AttackConfig,
+    AwpConfig,
     EvaluationConfig,
     ExperimentConfig,
     ObjectiveConfig,
@@ -39,12 +40,21 @@ def experiment() -> ExperimentConfig:
             noise=0.3,
             augmentation="crop_flip",
             crop_padding=1,
+            erasing=0.3,
         ),
         model=DigitsCnnConfig(width=8, norm="batch", embed_dim=8, dropout=0.3),
         objective=ObjectiveConfig(accuracy="loat", alpha=0.1, features="both", loat_lore=True),
         attack=AttackConfig(num_steps=2),
-        optimizer=OptimizerConfig(lr=0.05, schedule="cosine", warmup_epochs=1),
-        training=TrainingConfig(epochs=NUM_EPOCHS, batch_size=16),
+        optimizer=OptimizerConfig(
+            lr=0.05, schedule="cosine", warmup_epochs=1, no_decay_on_norm_and_bias=True
+        ),
+        training=TrainingConfig(
+            epochs=NUM_EPOCHS,
+            batch_size=16,
+            ema_decay=0.9,
+            awp=AwpConfig(gamma=0.01, warmup_epochs=2),
+            patience=NUM_EPOCHS,
+        ),
         evaluation=EvaluationConfig(
             attack=AttackConfig(num_steps=2, init="uniform", loss="ce"), batch_size=10
         ),

@@ -32,6 +32,7 @@ from morel_core import (
     Trainer,
     TrainingConfig,
 )
+from morel_core.awp import perturbed_weights
 from morel_core.data import SyntheticConfig
 from morel_core.distributed import data_parallel
 from morel_core.models import DigitsCnnConfig
@@ -54,6 +55,7 @@ class Case:
     epoch: int = 1
     norm: str = "linf"
     wrong: tuple[int, ...] | None = None
+    awp_gamma: float = 0.0
 
 
 def heavy(**settings: Any) -> ObjectiveConfig:
@@ -81,6 +83,23 @@ CASES = {
     ),
     "loat all right": Case(loat(), wrong=()),
     "loat middle": Case(loat(), epoch=5),
+    "chebyshev": Case(heavy(accuracy="trades", scalarisation="chebyshev")),
+    "chebyshev, robustness larger": Case(
+        heavy(accuracy="at", scalarisation="chebyshev", alpha=5.0, preference=(0.9, 0.1), gamma=0.3)
+    ),
+    "chebyshev, ranks disagree": Case(
+        heavy(
+            accuracy="at",
+            scalarisation="chebyshev",
+            features="both",
+            preference=(0.443, 0.557),
+            gamma=0.3,
+        )
+    ),
+    "smooth chebyshev": Case(
+        heavy(accuracy="mart", scalarisation="smooth_chebyshev", mu=0.7, reference=(0.2, 0.1))
+    ),
+    "awp": Case(heavy(accuracy="trades"), awp_gamma=0.05),
     "plain trades": Case(ObjectiveConfig(accuracy="trades", morel=False)),
     "plain mart": Case(ObjectiveConfig(accuracy="mart", morel=False)),
     "plain loat": Case(ObjectiveConfig(accuracy="loat", morel=False), wrong=(0,)),
@@ -112,11 +131,16 @@ def gradients(case: Case, sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
     )
     x_adv = attack(net, x[mine], y[mine], noise=noise)
     parallel_objective = data_parallel(net, objective)  # must outlive the backward pass
-    terms = parallel_objective(
-        net, x[mine], x_adv, y[mine], epoch=case.epoch, num_epochs=NUM_EPOCHS, shard=None
-    )
-    shares = gradient_shares(terms, net)
-    terms.total.backward()
+
+    def weighed() -> Terms:
+        return parallel_objective(
+            net, x[mine], x_adv, y[mine], epoch=case.epoch, num_epochs=NUM_EPOCHS, shard=None
+        )
+
+    with perturbed_weights(net, case.awp_gamma, lambda: weighed().total):
+        terms = weighed()
+        shares = gradient_shares(terms, net)
+        terms.total.backward()
     with torch.no_grad():
         right = net(x).argmax(1) == y
     return {

@@ -20,6 +20,7 @@ from morel_core.losses import (
     augmented_weighted_sum,
     cosine_alignment,
     multi_positive_contrastive,
+    scalarise,
 )
 from morel_core.losses.objective import ACCURACY
 
@@ -30,6 +31,8 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, int, int]] = {
     "trades": (ObjectiveConfig(accuracy="trades", beta=5.0), 1, 10),
     "mart": (ObjectiveConfig(accuracy="mart", beta=5.0), 1, 10),
     "at": (ObjectiveConfig(accuracy="at"), 1, 10),
+    "trades smoothed": (ObjectiveConfig(accuracy="trades", label_smoothing=0.2), 1, 10),
+    "at smoothed": (ObjectiveConfig(accuracy="at", label_smoothing=0.2), 1, 10),
     **{
         f"loat {base} {measure}{' lore' if lore else ''} {phase}": (
             ObjectiveConfig(
@@ -256,6 +259,48 @@ def test_scalarisation(values: list[float]) -> None:
     assert_equal_to(ours, twin)
     for slope, weight in zip(gradients(ours, robustness, accuracy), (k1, k2), strict=True):
         assert slope.item() == pytest.approx(weight + gamma, rel=1e-12)
+
+
+@pytest.mark.parametrize("scalarisation", ["chebyshev", "smooth_chebyshev"])
+@bounded
+@given(values=st.lists(st.floats(-5, 5), min_size=7, max_size=7), mu=st.floats(0.05, 5))
+def test_chebyshev(scalarisation: str, values: list[float], mu: float) -> None:
+    rob, acc, k1, k2, a1, a2, gamma = values
+    robustness, accuracy = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (rob, acc)
+    )
+    config = ObjectiveConfig(
+        scalarisation=scalarisation,
+        preference=(abs(k1) / 10 + 0.1, abs(k2) / 10),
+        reference=(a1, a2),
+        gamma=abs(gamma),
+        mu=mu,
+    )
+    ours = scalarise(robustness, accuracy, config)
+    twin = naive.scalarise(robustness, accuracy, config)
+    assert_equal_to(ours, twin)
+    for actual, expected in zip(
+        gradients(ours, robustness, accuracy), gradients(twin, robustness, accuracy), strict=True
+    ):
+        assert_equal_to(actual, expected)
+
+
+def test_chebyshev_by_hand() -> None:
+    """k = (½, ½), a = (0, 1): weighted distances 2 and 1; equal ones are μ log 2 above either."""
+    robustness = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    accuracy = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    config = ObjectiveConfig(
+        scalarisation="chebyshev", preference=(0.5, 0.5), reference=(0.0, 1.0), gamma=0.1
+    )
+    value = scalarise(robustness, accuracy, config)
+    assert value.item() == pytest.approx(2 + 0.1 * (4 + 2))
+    slopes = [slope.item() for slope in gradients(value, robustness, accuracy)]
+    assert slopes == pytest.approx([0.6, 0.1])
+    smooth = dataclasses.replace(config, scalarisation="smooth_chebyshev", mu=0.2, gamma=0.0)
+    value = scalarise(robustness, accuracy + 2, smooth)
+    assert value.item() == pytest.approx(2 + 0.2 * 0.6931471805599453)
+    slopes = [slope.item() for slope in gradients(value, robustness, accuracy)]
+    assert slopes == pytest.approx([0.25, 0.25])
 
 
 @pytest.mark.parametrize("accuracy", ["trades", "mart", "loat", "at"])

@@ -25,9 +25,13 @@ EXTRA_PASSES = [  # beyond the attack's n
 ]
 
 
+@pytest.mark.parametrize("awp_gamma", [0.0, 0.01])
 @pytest.mark.parametrize("num_steps", [1, 10])
 @pytest.mark.parametrize(("config", "extra"), EXTRA_PASSES)
-def test_encoder_passes(config: ObjectiveConfig, extra: int, num_steps: int) -> None:
+def test_encoder_passes(
+    config: ObjectiveConfig, extra: int, num_steps: int, awp_gamma: float
+) -> None:
+    """AWP adds one forward and backward pass of each batch that the objective passes."""
     net = small_net()
     for parameter in net.embedder_parameters():
         parameter.requires_grad_(config.morel)
@@ -55,8 +59,11 @@ def test_encoder_passes(config: ObjectiveConfig, extra: int, num_steps: int) -> 
         noise=noise,
         epoch=1,
         num_epochs=10,
+        awp_gamma=awp_gamma,
     )
-    assert counts["forward"] == counts["head"] == num_steps + extra
     # The clean prediction that a KL attack starts from needs no backward pass.
     natural_target = objective.attack_loss == "kl"
+    if awp_gamma:
+        extra += 1 + objective.needs_natural
+    assert counts["forward"] == counts["head"] == num_steps + extra
     assert counts["backward"] == num_steps + extra - natural_target

@@ -50,7 +50,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert without_timings(resumed["history"]) == without_timings(whole.history)
     assert resumed["best"] == whole.best
     assert resumed["epoch"] == whole.epoch
-    for name, state in (("last", whole.net.state_dict()), ("best", whole.best_state)):
+    assert whole.average is not None
+    for name, state in (
+        ("last", whole.net.state_dict()),
+        ("averaged", whole.average.net.state_dict()),
+        ("best", whole.best_state),
+    ):
         loaded = checkpoint.load_network(finished, name)
         assert sorted(loaded) == sorted(state)
         for key, value in state.items():

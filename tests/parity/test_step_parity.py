@@ -29,14 +29,22 @@ OBJECTIVES = {
         loat_lore=True,
     ),
     "at": ObjectiveConfig(accuracy="at", alpha=1.0, preference=(0.6, 0.4)),
+    "trades chebyshev": ObjectiveConfig(
+        accuracy="trades", scalarisation="chebyshev", preference=(0.7, 0.3)
+    ),
+    "at smooth chebyshev": ObjectiveConfig(
+        accuracy="at", scalarisation="smooth_chebyshev", label_smoothing=0.1
+    ),
     "plain trades": ObjectiveConfig(accuracy="trades", morel=False),
     "plain at": ObjectiveConfig(accuracy="at", morel=False),
 }
 
 
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_ten_steps(name: str, clip_norm: float | None) -> None:
+@pytest.mark.parametrize(
+    ("clip_norm", "awp_gamma"), [(None, 0.0), (0.5, 0.0), (None, 0.02), (0.5, 0.02)]
+)
+def test_ten_steps(name: str, clip_norm: float | None, awp_gamma: float) -> None:
     config = OBJECTIVES[name]
     settings = OptimizerConfig(lr=0.05, momentum=0.9, weight_decay=1e-3, clip_norm=clip_norm)
     net = small_net(seed=3)
@@ -69,6 +77,7 @@ def test_ten_steps(name: str, clip_norm: float | None) -> None:
             epoch=epoch,
             num_epochs=NUM_STEPS,
             clip_norm=clip_norm,
+            awp_gamma=awp_gamma,
         )
         loss = naive.published_step(
             twin,
@@ -82,6 +91,7 @@ def test_ten_steps(name: str, clip_norm: float | None) -> None:
             epoch=epoch,
             num_epochs=NUM_STEPS,
             clip_norm=clip_norm,
+            awp_gamma=awp_gamma,
         )
         assert finite
         assert terms.total.item() == pytest.approx(loss.item(), rel=1e-8)

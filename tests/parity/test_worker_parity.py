@@ -73,6 +73,17 @@ def test_gradients_and_terms_do_not_depend_on_the_workers(
             assert_equal_to(result["shares"][key], share)
 
 
+def test_ranks_that_see_another_maximum_follow_the_global_one(
+    ranks: dict[int, list[dict[str, Any]]],
+) -> None:
+    """The case would prove nothing if both ranks' own shares named the same objective."""
+    name, sizes = "chebyshev, ranks disagree", (4, 4)
+    k = CASES[name].config.preference
+    shares = [result["gradients"][name, sizes]["terms"] for result in ranks[2]]
+    own = [(k[0] * s["robustness"] > k[1] * s["accuracy"]).item() for s in shares]
+    assert sorted(own) == [False, True]
+
+
 def test_a_run_of_two_workers_equals_a_run_of_one(
     ranks: dict[int, list[dict[str, Any]]],
 ) -> None:

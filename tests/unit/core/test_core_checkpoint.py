@@ -5,6 +5,7 @@ import os
 import pickle
 
 import pytest
+import safetensors.torch
 import torch
 from tiny_run import tiny_run
 
@@ -224,7 +225,7 @@ def test_a_crash_between_files_leaves_no_checkpoint(tmp_path, monkeypatch, step,
         return wrapped
 
     for module, name in (
-        (checkpoint, "save_file"),
+        (safetensors.torch, "save_file"),
         (torch, "save"),
         (type(tmp_path), "write_text"),
         (checkpoint, "write_durably"),

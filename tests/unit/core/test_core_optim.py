@@ -167,3 +167,36 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient():
     update_if_finite(optimizer, torch.tensor(1.0), clip_norm=0.5)
     expected = torch.tensor([[-0.33, 0.0, -0.44]])
     torch.testing.assert_close(net.weight.detach(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("epochs_done", "lr"),
+    [(0, 0.1), (2, 0.55), (4, 1.0), (6, 0.55), (8, 0.1), (9, 0.05), (10, 0.0)],
+)
+def test_one_cycle(epochs_done, lr):
+    config = OptimizerConfig(lr=1.0, schedule="one_cycle", one_cycle_peak=0.4, one_cycle_start=0.1)
+    assert learning_rate(config, epochs_done, 10) == pytest.approx(lr, abs=1e-15)
+
+
+@pytest.mark.parametrize(("epochs_done", "lr"), [(0, 0.0), (1, 0.2), (5, 1.0), (8, 0.4), (10, 0)])
+def test_one_cycle_without_a_tail_is_a_triangle(epochs_done, lr):
+    config = OptimizerConfig(lr=1.0, schedule="one_cycle", one_cycle_peak=0.5, one_cycle_start=0.0)
+    assert learning_rate(config, epochs_done, 10) == pytest.approx(lr, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("spared", [False, True])
+def test_norms_and_biases_can_be_spared_the_decay(name, spared):
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1.0)
+    config = OptimizerConfig(
+        name=name, lr=0.5, weight_decay=0.2, momentum=0.0, no_decay_on_norm_and_bias=spared
+    )
+    optimizer = make_optimizer(config, net)
+    with_gradient(net, 0.0)
+    assert update_if_finite(optimizer, torch.tensor(1.0))
+    for key, parameter in net.named_parameters():
+        kept = spared and key not in ("0.weight", "3.weight")
+        assert torch.allclose(parameter, torch.tensor(1.0 if kept else 0.9)), key

@@ -167,3 +167,9 @@ def test_an_empty_class_and_a_missing_root_are_refused(root: Path) -> None:
         load_data(config(root / "nowhere"))
     with pytest.raises(ConfigError, match="image_size = 0"):
         dataclasses.replace(config(root), image_size=0)
+
+
+def test_an_array_of_extra_images_is_refused(root: Path) -> None:
+    settings = ImageFolderConfig(root=str(root), image_size=8, holdout=3, extra="more.npz")
+    with pytest.raises(ConfigError, match=r"data\.extra = 'more\.npz': null with image_folder"):
+        load_data(settings)

@@ -1,0 +1,78 @@
+"""Evaluation with PGD-20 against its raw passes, interleaved in one process.
+
+    python -m benchmarks.evaluation --threads 1 --out benchmarks/results/evaluation_cpu.json
+
+The raw passes: 20 × (forward + input gradient), one forward for the clean images and one for the
+adversarial ones. All images count as right when clean, so that none is left out of the attack.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import interleaved, ratio, record, spread, write
+from benchmarks.step import MODELS, SHAPE
+from morel_core import PGD, evaluate
+from morel_core.attacks import attack_mode
+from morel_core.models import build_net
+from morel_core.precision import full_precision
+from morel_core.seeding import generator
+
+ATTACK = PGD(eps=8 / 255, step_size=2 / 255, num_steps=20, init="uniform")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", choices=MODELS, default="wrn-16-2")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    net = build_net(MODELS[args.model], num_classes=10, shape=SHAPE, seed=args.seed).to(device)
+    draws = generator("cpu", args.seed, "batch")
+    x = torch.rand(args.batch_size, *SHAPE, generator=draws).to(device)
+    with attack_mode(net), torch.no_grad():
+        y = net(x).argmax(1)
+    ones = torch.ones(args.batch_size, 10, device=device)
+
+    def raw() -> None:
+        with attack_mode(net), full_precision(device):
+            for _ in range(ATTACK.num_steps):
+                moving = x.detach().requires_grad_()
+                torch.autograd.grad(net(moving), moving, ones)
+            with torch.no_grad():
+                net(x)
+                net(x)
+
+    def ours() -> None:
+        evaluate(net, x, y, {ATTACK.name: ATTACK}, batch_size=args.batch_size)
+
+    seconds = interleaved({"raw": raw, "ours": ours}, device, rounds=args.rounds, steps=1, warmup=1)
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    result: dict[str, Any] = {
+        "benchmark": "evaluation",
+        "attack": ATTACK.name,
+        "n": args.rounds,
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "ratio": ratio(seconds, "ours", "raw"),
+        **record(device, config),
+    }
+    value = result["ratio"]
+    print(f"ours / raw {value['median']:.3f} ({value['min']:.3f}..{value['max']:.3f})")
+    if args.out is not None:
+        write(args.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""How training runs the encoder: its number format, its memory layout, compiled or not.
+
+Only the encoder's passes are concerned (METHOD, "Numerical policy"): images, perturbation, heads
+and losses stay fp32, and so does every evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from morel_core.config import Precision
+
+if TYPE_CHECKING:
+    from morel_core.models import MorelNet
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Losses are computed in fp32 whatever the network computes in."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+class EncoderPasses:
+    """Runs a net's encoder as training asks for; takes effect inside `active`.
+
+    The net's parameters keep their type and layout, so that checkpoints, optimiser and DDP see no
+    difference.
+
+    Args:
+        net: whose encoder is run.
+        precision: "fp32", or "bf16" for autocast of the encoder; fp64 networks stay fp64.
+        channels_last: hand the images over in that layout, which the convolutions then keep.
+        compile: through `torch.compile`, which happens at the first pass of each kind.
+    """
+
+    def __init__(
+        self,
+        net: MorelNet,
+        *,
+        precision: Precision = "fp32",
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        self.net = net
+        self.precision = precision
+        self.channels_last = channels_last
+        self._encoder = torch.compile(net.encoder) if compile else net.encoder
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, D), fp32 where the encoder computed in less."""
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        # A context for each pass: weights cast in one are stale, or without graph, in another.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = self._encoder(x)
+        return at_least_fp32(features)
+
+    @contextmanager
+    def active(self) -> Generator[None]:
+        """Inside, the net's encoder passes are these."""
+        before, self.net.encoder_passes = self.net.encoder_passes, self
+        try:
+            yield
+        finally:
+            self.net.encoder_passes = before
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Generator[None]:
+    """Inside, fp32 is fp32: no autocast on ``device``, no TF32.
+
+    TF32 is switched for the whole process and put back afterwards.
+    """
+    backends: Any = torch.backends
+    settings = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value

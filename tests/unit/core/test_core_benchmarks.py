@@ -1,0 +1,106 @@
+"""The benchmarks need torch alone, their twin is a twin, and README shows what was measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import measure, published, table
+from morel_core import PGD, MorelObjective, ObjectiveConfig, OptimizerConfig
+from morel_core.models import WideResNetConfig, build_net
+from morel_core.optim import make_optimizer
+from morel_core.step import train_step
+
+ROOT = Path(table.__file__).parents[1]
+
+
+def test_the_readme_shows_the_results_kept():
+    readme = table.README.read_text()
+    assert readme == table.with_block(readme, table.block())
+    assert table.block().count("\n|") > 3
+
+
+def test_a_block_is_replaced_and_a_readme_without_one_refused():
+    once = table.with_block(f"a\n{table.START}\nold\n{table.END}\nb", "new")
+    assert once == f"a\n{table.START}\nnew\n{table.END}\nb"
+    with pytest.raises(ValueError, match="no block"):
+        table.with_block("a", "new")
+
+
+def test_benchmarks_need_torch_alone():
+    script = """
+import json, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("omegaconf", "ray", "mlflow", "safetensors", "sklearn",
+                                      "optuna", "rich", "timm", "pyautoattack"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import benchmarks.step, benchmarks.evaluation
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "morel_core" in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("accuracy", ["trades", "mart", "loat", "at"])
+def test_the_published_twin_computes_our_step(accuracy):
+    net = build_net(
+        WideResNetConfig(depth=10, widen_factor=1, embed_dim=8),
+        num_classes=4,
+        shape=(3, 8, 8),
+        seed=0,
+    ).double()
+    twin = build_net(
+        WideResNetConfig(depth=10, widen_factor=1, embed_dim=8),
+        num_classes=4,
+        shape=(3, 8, 8),
+        seed=0,
+    ).double()
+    config = ObjectiveConfig(accuracy=accuracy, alpha=1.0)
+    pgd = PGD(eps=0.06, step_size=0.02, num_steps=2, loss=config.attack_loss)
+    settings = OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.0)
+    draws = torch.Generator().manual_seed(0)
+    x = torch.rand(8, 3, 8, 8, generator=draws, dtype=torch.float64)
+    y = torch.randint(4, (8,), generator=draws)
+    noise = torch.randn(x.shape, generator=draws, dtype=torch.float64)
+    objective = MorelObjective(config)
+    optimizer = make_optimizer(settings, net)
+    terms, _ = train_step(net, objective, pgd, optimizer, x, y, noise=noise, epoch=1, num_epochs=99)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.1)
+    assert published.step(twin, plain, x, y, config, pgd, noise) == pytest.approx(
+        terms.total.item(), rel=1e-8
+    )
+    theirs = dict(twin.named_parameters())
+    for name, parameter in net.named_parameters():
+        assert (parameter - theirs[name]).abs().max() < 1e-8, name
+
+
+def test_interleaving_gives_every_contender_every_round():
+    calls = []
+    seconds = measure.interleaved(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        torch.device("cpu"),
+        rounds=2,
+        steps=1,
+        warmup=0,
+    )
+    assert calls == ["a", "b", "b", "a"]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    assert measure.ratio({"a": [2.0, 6.0, 3.0], "b": [1.0, 2.0, 3.0]}, "a", "b") == {
+        "median": 2.0, "min": 1.0, "max": 3.0,
+    }  # fmt: skip
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    def call():
+        for _ in range(3):
+            torch.ones(1000, 1000)  # 4 MB, freed before the next
+
+    assert 4e6 <= measure.peak_bytes(call, torch.device("cpu")) < 9e6
