@@ -221,6 +221,7 @@ class OptimizerConfig:
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
+    """sgd only, as is nesterov."""
     nesterov: bool = False
     weight_decay: float = 2e-4
     no_decay_on_norm_and_bias: bool = False

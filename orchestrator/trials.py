@@ -54,13 +54,14 @@ class Trial:
         return "best_epoch" in self.last
 
 
-def best_trial(trials: Sequence[Trial], metric: str) -> Trial | None:
+def best_trial(trials: Sequence[Trial], metric: str, mode: str = "max") -> Trial | None:
     """The best one of the longest runs that came to their own end: rungs do not mix."""
     candidates = [t for t in trials if t.state == "finished" and t.measured and t.checkpoint]
+    sign = 1 if mode == "max" else -1
     longest = max((trial.length for trial in candidates), default=0)
     return max(
         (trial for trial in candidates if trial.length == longest),
-        key=lambda trial: (trial.last[f"best_{metric}"], -trial.number),
+        key=lambda trial: (sign * trial.last[f"best_{metric}"], -trial.number),
         default=None,
     )
 

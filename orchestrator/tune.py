@@ -109,7 +109,7 @@ def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResul
         ):
             check_resources(search, *there)
             _fit(search, book, there)
-            winner = best_trial(book.trials, search.objective.metric)
+            winner = best_trial(book.trials, search.objective.metric, search.objective.mode)
             if winner is not None:
                 measure_winner(search, winner, recorder)
             seconds = time.perf_counter() - started

@@ -4,6 +4,7 @@ import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
 from orchestrator import trials
+from orchestrator.records import own_end
 from orchestrator.trials import Trial, TrialBook, best_trial, summary_note
 
 
@@ -334,6 +335,7 @@ def test_rungs_do_not_mix():
     early = trial(1, 3, 0.99)
     far = [trial(2, 9, 0.5), trial(3, 9, 0.6)]
     assert best_trial([early, *far], "robust_accuracy").number == 3
+    assert best_trial(far, "robust_accuracy", "min").number != 3
     stopped = trial(4, 3, 0.999, state="stopped")
     assert best_trial([stopped, *far], "robust_accuracy").number == 3
     assert best_trial([stopped, early], "robust_accuracy").number == 1
@@ -366,3 +368,23 @@ def test_note_says_that_the_winners_number_is_biased(search, book):
     assert "60.0% [55.0%, 65.0%]" in note
     assert "biased upwards" in note
     assert "Winner" not in summary_note(search, [], None)
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ({"epoch": 3, "num_epochs": 9}, ""),
+        ({"epoch": 9, "num_epochs": 9}, "all 9 epochs trained"),
+        ({"epoch": 3, "num_epochs": 9, "diverged": 1.0}, "diverged in epoch 3"),
+        (
+            {"epoch": 5, "num_epochs": 9, "stopped_early": 1.0, "best_epoch": 2},
+            "no better since epoch 2 (training.patience)",
+        ),
+        (
+            {"epoch": 5, "num_epochs": 9, "catastrophic_overfitting": 1.0},
+            "catastrophic overfitting in epoch 5",
+        ),
+    ],
+)
+def test_a_run_says_how_it_came_to_its_own_end(report, reason):
+    assert own_end(report) == reason
