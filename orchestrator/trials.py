@@ -67,9 +67,11 @@ def best_trial(trials: Sequence[Trial], metric: str, mode: str = "max") -> Trial
 
 
 class View(Protocol):
-    """See `orchestrator.tune.SearchView`."""
+    """Shows a search while it runs."""
 
-    def update(self, trials: Sequence[Trial]) -> None: ...
+    def update(self, trials: Sequence[Trial]) -> None:
+        """Something changed; with no trials yet, Ray is starting."""
+        ...
 
 
 class TrialBook:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import ConfigError
@@ -22,7 +22,7 @@ from orchestrator.config import to_dict
 from orchestrator.identity import check_identity
 from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.tracking import Recorder
-from orchestrator.trials import Trial, TrialBook, best_trial, summary_note
+from orchestrator.trials import Trial, TrialBook, View, best_trial, summary_note
 from orchestrator.validate import check_fits
 
 # A resumed search may run elsewhere; what it searches stays.
@@ -30,14 +30,6 @@ MAY_CHANGE = {
     *("time_budget_s", "max_concurrent", "source", "description"),
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
-
-
-class SearchView(Protocol):
-    """Shows a search while it runs."""
-
-    def update(self, trials: Sequence[Trial]) -> None:
-        """Something changed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +57,7 @@ def rungs(search: SearchConfig) -> list[int]:
     return levels
 
 
-def tune(search: SearchConfig, *, view: SearchView | None = None) -> SearchResult:
+def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
     """Run a search to its end; the same name goes on where it stopped.
 
     Raises:
