@@ -72,14 +72,6 @@ def train(
     check_identity(f"{config.storage_path}/{config.name}", to_dict(config), may_change=MAY_CHANGE)
     recorder = records.open_recorder(config)
     run_id = str(config.name)
-    recorder.start_run(
-        run_id,
-        name=run_id,
-        params=records.params(config),
-        config=to_dict(config),
-        tags=records.run_tags(config, "train"),
-        dataset=records.dataset_record(config, data),
-    )
     if on_start is not None:
         on_start()
     try:
@@ -87,6 +79,14 @@ def train(
             ray_session(config, dashboard=False) as there,
             records.ended_record(recorder, run_id),
         ):
+            recorder.start_run(
+                run_id,
+                name=run_id,
+                params=records.params(config),
+                config=to_dict(config),
+                tags=records.run_tags(config, "train"),
+                dataset=records.dataset_record(config, data),
+            )
             check_scaling(config.scaling, *there)
             result = _fit(config, recorder, run_id, on_epoch)
             recorder.flush(records.DELIVERY_S)

@@ -81,14 +81,6 @@ def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
     recorder = records.open_recorder(base)
     started = time.perf_counter()
     search_id = str(base.name)
-    recorder.start_run(
-        search_id,
-        name=search_id,
-        params=search_params(search),
-        config={"search": definition(search), "base": to_dict(base)},
-        tags=records.run_tags(base, "search") | {"morel.search": search_id},
-        dataset=records.dataset_record(base, data),
-    )
     book = TrialBook(search, recorder, view)
     if view is not None:
         view.update([])  # Ray takes some seconds to start
@@ -99,6 +91,14 @@ def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
             book.ended_records(),
             records.ended_record(recorder, search_id),
         ):
+            recorder.start_run(
+                search_id,
+                name=search_id,
+                params=search_params(search),
+                config={"search": definition(search), "base": to_dict(base)},
+                tags=records.run_tags(base, "search") | {"morel.search": search_id},
+                dataset=records.dataset_record(base, data),
+            )
             check_resources(search, *there)
             _fit(search, book, there)
             winner = best_trial(book.trials, search.objective.metric, search.objective.mode)
