@@ -184,7 +184,7 @@ def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunR
             raise MorelError(
                 f"experiment {experiment!r} is not in {shown(uri)}: {suggestion(experiment, names)}"
             )
-        runs = sorted(_all_runs(client, found.experiment_id), key=lambda run: run.started)
+        runs = sorted(_all_runs(client, found.experiment_id), key=_order)
     except MlflowException as error:
         raise MorelError(f"{shown(uri)}: {str(error).splitlines()[0]}") from error
     return runs if search is None else _of_search(runs, search, experiment)
@@ -199,6 +199,11 @@ def _all_runs(client: MlflowClient, experiment_id: str) -> list[RunRecord]:
         token = page.token
         if not token:
             return runs
+
+
+def _order(run: RunRecord) -> tuple[float, bool, str]:
+    """By start; MLflow counts milliseconds, so a search may begin in that of its first trials."""
+    return run.started, run.kind != "search", run.run_id
 
 
 def _record(run: Run) -> RunRecord:

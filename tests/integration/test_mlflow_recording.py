@@ -436,6 +436,14 @@ def test_comparing_what_was_recorded(uri, connect, experiment, tmp_path):
     assert table.params == ["optimizer.lr"]
 
 
+def test_a_search_stands_before_trials_of_its_first_millisecond(uri, client, experiment):
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    for kind, run_id in (("trial", "a/2"), ("search", "a"), ("trial", "a/1")):
+        tags = {"morel.run_id": run_id, "morel.kind": kind}
+        client.create_run(experiment_id, start_time=1_000, tags=tags)
+    assert [run.run_id for run in load_runs(uri, experiment)] == ["a", "a/1", "a/2"]
+
+
 def test_the_name_of_a_search_means_its_latest(uri, connect, experiment, tmp_path):
     for name in ("first", "second"):
         recorder = Recorder(Journal(str(tmp_path / name)), connect())
