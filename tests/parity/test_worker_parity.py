@@ -91,7 +91,7 @@ def test_a_run_of_two_workers_equals_a_run_of_one(
     first, second = (result["train"] for result in ranks[2])
     for key, value in alone["net"].items():
         assert torch.equal(first["net"][key], second["net"][key]), key
-        assert (first["net"][key] - value).abs().max() < 1e-4, key
+        assert_equal_to(first["net"][key], value)
     for name, correct in alone["correct"].items():
         assert torch.equal(first["correct"][name], second["correct"][name])
         assert first["correct"][name].sum() == correct.sum()
@@ -103,8 +103,8 @@ def test_a_run_of_two_workers_equals_a_run_of_one(
         assert list(epoch) == list(first_epoch) == list(second_epoch)
         for key, value in epoch.items():
             if not key.startswith(("seconds", "images_per_second")):
-                assert first_epoch[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
-                assert second_epoch[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+                assert first_epoch[key] == pytest.approx(value, rel=1e-10, abs=1e-12), key
+                assert second_epoch[key] == pytest.approx(value, rel=1e-10, abs=1e-12), key
 
 
 def assert_same(actual: dict[str, Any], expected: dict[str, Any], part: str) -> None:
