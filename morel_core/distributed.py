@@ -1,8 +1,15 @@
 """What makes the loss of W data-parallel workers equal the loss of one (METHOD, "Exactness").
 
 DDP averages gradients over ranks. A per-sample mean is exact under that average when every rank
-weighs its local sum by W / global count; a term that couples samples is exact when every rank
-evaluates it on the gathered global batch, with a gather whose backward sums over ranks.
+weighs its local sum by W / global count.
+
+So is a term that couples samples, L = Σ_r L_r with L_r the share of rank r's anchors among all
+rows, if rank r backpropagates W · L_r and the rows are gathered with the adjoint of a gather as its
+backward, the sum over ranks. For then the ranks together differentiate Σ_s W · L_s, a function of
+every rank's copy θ_r of the parameters: rank r receives ∂(Σ_s W · L_s)/∂θ_r, including what its
+rows did to other ranks' anchors, and DDP's average (1/W) Σ_r of these is ∂L/∂θ. Parameters that act
+on gathered rows (the keys of the attention) need nothing further: their use on rank s belongs to
+θ_s.
 """
 
 from __future__ import annotations
@@ -75,6 +82,11 @@ class Shard:
     def total(self) -> int:
         """Rows of the global batch."""
         return sum(self.sizes)
+
+    @property
+    def first(self) -> int:
+        """Place of this rank's first row in the global batch."""
+        return sum(self.sizes[: self.rank])
 
     def mean(self, values: Tensor) -> Tensor:
         """This rank's share of the mean of ``values: (b,)``; averaged over ranks, the mean."""

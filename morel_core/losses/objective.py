@@ -13,7 +13,7 @@ from morel_core.config import ObjectiveConfig
 from morel_core.distributed import Shard
 from morel_core.losses.alignment import cosine_alignment
 from morel_core.losses.at import at
-from morel_core.losses.contrastive import multi_positive_contrastive
+from morel_core.losses.contrastive import anchor_losses
 from morel_core.losses.loat import loat
 from morel_core.losses.mart import mart
 from morel_core.losses.outputs import AccuracyObjective, Outputs
@@ -141,8 +141,20 @@ class MorelObjective:
     def _contrastive(
         self, net: MorelNet, z: Tensor, z_adv: Tensor, y: Tensor, shard: Shard
     ) -> Tensor:
-        """The contrastive term over all ranks' rows; each set of rows is attended on its own."""
+        """The contrastive term of this rank's anchors against all ranks' rows.
+
+        Each set of rows is attended on its own, this rank's among all ranks' of their class, so
+        that neither scores nor similarities outgrow b × B.
+        """
         chosen = {"natural": [z], "adversarial": [z_adv], "both": [z, z_adv]}[self.config.features]
         labels = shard.gather(y)
-        u = torch.cat([net.attend(shard.gather(rows), labels) for rows in chosen])
-        return multi_positive_contrastive(u, labels.repeat(len(chosen)), self.config.temperature)
+        attended = [net.attend(rows, y, shard.gather(rows), labels) for rows in chosen]
+        mine = shard.first + torch.arange(len(y), device=y.device)
+        losses = anchor_losses(
+            torch.cat(attended),
+            torch.cat([mine + i * shard.total for i in range(len(chosen))]),
+            torch.cat([shard.gather(rows) for rows in attended]),
+            labels.repeat(len(chosen)),
+            self.config.temperature,
+        )
+        return shard.mean(losses) / len(chosen)

@@ -219,7 +219,9 @@ class MorelNet(nn.Module):
         """Logits h(g(x)), (B, K), of images x: (B, C, H, W) in [0, 1]."""
         return self.head(self.features(x))
 
-    def attend(self, z: Tensor, y: Tensor) -> Tensor:
+    def attend(
+        self, z: Tensor, y: Tensor, others: Tensor | None = None, other_y: Tensor | None = None
+    ) -> Tensor:
         """Class-adaptive attention: u = normalise(z + MHA(LN(z))), attending within each class.
 
         The published code calls the attention once for each class of the batch. One call whose
@@ -227,17 +229,23 @@ class MorelNet(nn.Module):
         depend on the number of classes and without waiting for the device.
 
         Args:
-            z: (B, embed_dim) projections.
-            y: (B,) labels.
+            z: (b, embed_dim) projections.
+            y: (b,) labels.
+            others: (B, embed_dim) the rows that are attended to, those of ``z`` among them, as a
+                rank that holds part of a batch gathers them; default: ``z`` alone.
+            other_y: (B,) their labels.
 
         Returns:
-            (B, embed_dim), rows of length 1, in the order of the batch; without attention z itself,
-            normalised. Gradients flow to z and to the attention's parameters.
+            (b, embed_dim), rows of length 1, in the order of ``z``; without attention z itself,
+            normalised. Gradients flow to z, to ``others`` and to the attention's parameters.
         """
         if self.attention is not None and self.pre_norm is not None:
-            hidden = y.unsqueeze(0) != y.unsqueeze(1)  # never a whole row: a sample sees itself
-            rows = self.pre_norm(z)
-            attended, _ = self.attention(rows, rows, rows, attn_mask=hidden, need_weights=False)
+            rows = keys = self.pre_norm(z)
+            if others is not None and others is not z:
+                keys = self.pre_norm(others)
+            labels = y if other_y is None else other_y
+            hidden = y[:, None] != labels  # never a whole row: a sample sees itself
+            attended, _ = self.attention(rows, keys, keys, attn_mask=hidden, need_weights=False)
             z = z + attended
         return F.normalize(z, dim=1)
 
