@@ -18,6 +18,7 @@ from morel_core.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    RungConfig,
     TrainingConfig,
 )
 from morel_core.errors import ConfigError, MorelError
@@ -41,6 +42,7 @@ __all__ = [
     "MorelObjective",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "RungConfig",
     "Terms",
     "Trainer",
     "TrainingConfig",

@@ -6,10 +6,10 @@ Data sets and models with settings of their own register a subclass of `DataConf
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from morel_core.errors import check
+from morel_core.errors import ConfigError, check
 
 Norm = Literal["linf", "l2"]
 AttackLoss = Literal["auto", "ce", "kl"]
@@ -370,6 +370,25 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RungConfig:
+    """How strongly is measured from one epoch on; what is left out is as in ``evaluation``."""
+
+    epoch: int = 1
+    """First epoch (counted from 1) that is measured so."""
+    num_steps: int | None = None
+    """Steps of the evaluation attack, in its own ball."""
+    step_size: float | None = None
+    num_images: int | None = None
+    """Only the first so many held-out images."""
+
+    def __post_init__(self) -> None:
+        check(self.epoch >= 1, "epoch", self.epoch, "an epoch counted from 1")
+        for key in ("num_steps", "num_images"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, key, value, "null (evaluation's own) or >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How robust accuracy is measured while training: one fixed attack, on the held-out split."""
 
@@ -384,6 +403,8 @@ class EvaluationConfig:
     num_images: int | None = None
     """Use only the first so many held-out images; default: all."""
     seed: int = 0
+    rungs: list[RungConfig] = field(default_factory=lambda: list[RungConfig]())
+    """Weaker attacks on fewer images at first, cheap ones: `morel_core.ladder`. Default: none."""
 
     def __post_init__(self) -> None:
         check(self.every >= 1, "every", self.every, "must be >= 1")
@@ -400,6 +421,29 @@ class EvaluationConfig:
             self.attack.loss,
             "ce or kl: the evaluation attack is the same whatever a run trains with",
         )
+        self._check_rungs()
+
+    def _check_rungs(self) -> None:
+        """The first begins with training, each later than the one before, all in the same ball."""
+        last, seen = 0, set[tuple[int, int | None]]()
+        for index, rung in enumerate(self.rungs):
+            place = f"rungs[{index}]"
+            strength = (rung.num_steps or self.attack.num_steps, rung.num_images)
+            twin = "an earlier rung has its num_steps and num_images: numbers of both had one name"
+            check(strength not in seen, place, f"{strength[0]} steps", twin)
+            seen.add(strength)
+            check(index > 0 or rung.epoch == 1, f"{place}.epoch", rung.epoch, "1 for the first")
+            check(rung.epoch > last, f"{place}.epoch", rung.epoch, f"later than epoch {last}")
+            last = rung.epoch
+            parameters = {
+                key: value
+                for key in ("num_steps", "step_size")
+                if (value := getattr(rung, key)) is not None
+            }
+            try:
+                replace(self.attack, **parameters)
+            except ConfigError as error:
+                raise error.within(place) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +466,18 @@ class ExperimentConfig:
             self.evaluation.num_images,
             f"at most data.holdout = {self.data.holdout}",
         )
+        for index, rung in enumerate(self.evaluation.rungs):
+            for key, value, most in (
+                ("num_images", rung.num_images, "data.holdout"),
+                ("epoch", rung.epoch, "training.epochs"),
+            ):
+                limit = self.data.holdout if key == "num_images" else self.training.epochs
+                check(
+                    value is None or value <= limit,
+                    f"evaluation.rungs[{index}].{key}",
+                    value,
+                    f"at most {most} = {limit}",
+                )
         check(
             self.objective.accuracy != "custom" or self.attack.loss != "auto",
             "attack.loss",

@@ -15,8 +15,9 @@ GUARD = "guard_"
 
 
 def measurements_since_best(history: Sequence[Metrics]) -> int:
-    """How many measurements in a row have not raised the best robust accuracy."""
-    robust = [m["robust_accuracy"] for m in history if "robust_accuracy" in m]
+    """How many measurements in a row have not raised the newest rung's best robust accuracy."""
+    measured = [m for m in history if "robust_accuracy" in m]
+    robust = [m["robust_accuracy"] for m in measured if m.get("rung") == measured[-1].get("rung")]
     return len(robust) - 1 - robust.index(max(robust)) if robust else 0
 
 

@@ -25,6 +25,7 @@ from morel_core.distributed import (
 )
 from morel_core.errors import MorelError
 from morel_core.evaluation import CLEAN, EvaluationResult, evaluate
+from morel_core.ladder import Ladder
 from morel_core.losses import MorelObjective, Outputs, Terms
 from morel_core.models import MorelNet, build_net
 from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
@@ -74,7 +75,8 @@ class Trainer:
         self.data = data or load_data(config.data, self.device)
         self.objective = MorelObjective(config.objective, accuracy)
         self.attack = PGD.from_config(config.attack, self.objective.attack_loss)
-        self.eval_attack = PGD.from_config(config.evaluation.attack, "ce")
+        self.ladder = Ladder.of(config.evaluation)
+        self.eval_attack = self.ladder.last.attack
         self.net = net or build_net(
             config.model,
             num_classes=self.data.num_classes,
@@ -161,6 +163,7 @@ class Trainer:
             ``gradient_share.*`` (of its first batch), ``seconds``, ``images_per_second``,
             ``diverged``; where the epoch was measured: ``clean_accuracy``, ``robust_accuracy``,
             each with ``_low`` and ``_high``, and ``best_*`` of the best epoch so far; with
+            ``evaluation.rungs`` ``rung`` and ``num_images``, and the newest rung's best; with
             ``training.patience`` ``stopped_early``; with ``training.overfitting_guard`` see
             `guard_metrics`. An epoch in which the guard fires is always measured.
         """
@@ -258,17 +261,25 @@ class Trainer:
         return last or self.epoch % self.config.evaluation.every == 0
 
     def _measure(self) -> Metrics:
-        """Accuracies on the held-out split; keeps a copy of the best network."""
+        """Accuracies on the held-out split; keeps a copy of the rung's best network."""
         if self.average is not None and self.network is self.average.net:
             self.average.before_measuring(batch.x for batch in self.batches.epoch(self.epoch))
         broadcast_buffers(self.network)
-        result = self.evaluate("holdout", {"robust": self.eval_attack})
+        rung = self.ladder.at(self.epoch)
+        attacks = {"robust": rung.attack}
+        result = self._evaluate(self.network, "holdout", attacks, rung.num_images)
         metrics: Metrics = {"seconds_evaluation": sum(o.seconds for o in result.values())}
+        if rung.number:
+            metrics |= {"rung": rung.number, "num_images": result[CLEAN].num_images}
         for key, name in (("clean_accuracy", CLEAN), ("robust_accuracy", "robust")):
             low, high = result[name].interval
             metrics |= {key: result[name].accuracy, f"{key}_low": low, f"{key}_high": high}
-        if self.best is None or metrics["robust_accuracy"] > self.best["robust_accuracy"]:
-            kept = ("clean_accuracy", "robust_accuracy")
+        if (
+            self.best is None
+            or self.best.get("rung") != metrics.get("rung")
+            or metrics["robust_accuracy"] > self.best["robust_accuracy"]
+        ):
+            kept = ("clean_accuracy", "robust_accuracy", "rung", "num_images")
             self.best = {k: v for k, v in metrics.items() if k.startswith(kept)}
             self.best["epoch"] = self.epoch
             self.best_state = self._copy_of_state()

@@ -184,14 +184,13 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel tune``."""
     from orchestrator.progress import SearchProgress, print_search, search_summary
-    from orchestrator.records import evaluation_attack
+    from orchestrator.records import ladder_label
     from orchestrator.search_space import load_search
     from orchestrator.tune import tune
 
     progress, results = consoles(arguments)
     search = load_search(arguments.space, overrides)
-    attack = evaluation_attack(search.base).name
-    with SearchProgress(progress, attack, search.total_trials) as view:
+    with SearchProgress(progress, ladder_label(search.base), search.total_trials) as view:
         result = tune(search, view=view)
     if arguments.json:
         print(json.dumps(search_summary(result)))

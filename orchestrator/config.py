@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 from omegaconf import OmegaConf
@@ -282,7 +282,10 @@ def _build(
         if key in same:
             continue
         if not dataclasses.is_dataclass(hint):
-            if key in mapping:
+            entry = next(iter(get_args(hint)), None)
+            if key in mapping and get_origin(hint) is list and dataclasses.is_dataclass(entry):
+                nested[key] = _build_list(key, value, cast(type, entry))
+            elif key in mapping:
                 leaves[key] = _leaf(key, value, hint)
             continue
         if value is not None and not isinstance(value, Mapping):
@@ -297,6 +300,22 @@ def _build(
             raise error if error.key == f"{key}.name" else error.within(key) from None
     values = {**typed_leaves(cls, leaves), **nested, **same}
     return cls(**values) if default is None else dataclasses.replace(cast(Any, default), **values)
+
+
+def _build_list(key: str, value: Any, cls: type[T]) -> list[T]:
+    """A list of sections, each as `build` makes it."""
+    if not isinstance(value, list):
+        raise ConfigError(key, value, "must be a list of sections")
+    built: list[T] = []
+    for index, section in enumerate(cast(list[Any], value)):
+        place = f"{key}[{index}]"
+        if not isinstance(section, Mapping):
+            raise ConfigError(place, section, "must be a section with keys of its own")
+        try:
+            built.append(_build(cls, cast(Mapping[str, Any], section)))
+        except ConfigError as error:
+            raise error.within(place) from None
+    return built
 
 
 def _leaf(key: str, value: Any, hint: Any) -> Any:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from morel_core.evaluation import EvaluationResult
 from orchestrator.config import RunConfig, tracking_uri
-from orchestrator.records import evaluation_attack, ui_command
+from orchestrator.records import evaluation_label, ladder_label, measured_with, ui_command
 from orchestrator.trials import Trial
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
         "name": result.search.base.name,
         "experiment": result.search.base.tracking.experiment,
         "tracking_uri": tracking_uri(result.search.base),
-        "attack": evaluation_attack(result.search.base).name,
+        "attack": evaluation_label(result.search.base),
         "seconds": result.seconds,
         "recorded": result.recorded,
         "winner": result.winner.run_id if result.winner else None,
@@ -178,8 +178,7 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
 def print_search(console: Console, result: SearchResult) -> None:
     """The table of trials, the winner, and where to look."""
     search, winner = result.search, result.winner
-    attack = evaluation_attack(search.base).name
-    table = trial_table(result.trials, attack, winner=winner)
+    table = trial_table(result.trials, ladder_label(search.base), winner=winner)
     table.title = f"{search.base.name}: {len(result.trials)} trials in {result.seconds:.0f} s"
     console.print(table)
     if winner is None:
@@ -226,7 +225,7 @@ def train_summary(result: TrainResult) -> dict[str, Any]:
 
 def print_train(console: Console, result: TrainResult) -> None:
     """The run's numbers, and where to look."""
-    attack = evaluation_attack(result.config).name
+    attack = measured_with(result.config, result.metrics, "best.")
     held_out = with_interval(result.metrics, f"best.holdout.robust.{attack}")
     console.print(
         f"{result.config.name}: {result.stop_reason} in {result.seconds:.0f} s", markup=False

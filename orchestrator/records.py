@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from morel_core.attacks import PGD
 from morel_core.data import Dataset
+from morel_core.ladder import Ladder
 from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
@@ -34,9 +34,21 @@ DELIVERY_S = 30.0
 before Ray shuts down, which a busy thread can turn into the end of the process."""
 
 
-def evaluation_attack(config: RunConfig) -> PGD:
-    """The attack that every run of a search is measured with."""
-    return PGD.from_config(config.evaluation.attack, "ce")
+def evaluation_label(config: RunConfig) -> str:
+    """What the numbers that decide are measured with: the attack of the last rung."""
+    return Ladder.of(config.evaluation).last.label
+
+
+def ladder_label(config: RunConfig) -> str:
+    """Every rung, as in ``pgd5_linf_0.1_first100, from epoch 4 pgd20_linf_0.1``."""
+    first, *later = Ladder.of(config.evaluation)
+    return ", ".join([first.label, *(f"from epoch {r.epoch} {r.label}" for r in later)])
+
+
+def measured_with(config: RunConfig, metrics: Mapping[str, Any], prefix: str = "") -> str:
+    """The attack behind the accuracies in a trainer's metrics; ``prefix``: "best_" or none."""
+    ladder = Ladder.of(config.evaluation)
+    return ladder.numbered(int(metrics.get(f"{prefix}rung", ladder.last.number))).label
 
 
 def accuracy_names(prefix: str, attack: str) -> dict[str, str]:
@@ -47,7 +59,7 @@ def accuracy_names(prefix: str, attack: str) -> dict[str, str]:
 
 def epoch_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
     """One epoch's metrics as they are recorded."""
-    names = accuracy_names("holdout", attack)
+    names = accuracy_names("holdout", attack) | {"num_images": "holdout.images"}
     kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second", "guard_")
     recorded = {names[key]: value for key, value in metrics.items() if key in names}
     return recorded | {key: value for key, value in metrics.items() if key.startswith(kept)}
@@ -55,7 +67,8 @@ def epoch_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]
 
 def best_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
     """The best epoch so far, as it is recorded at the end of a run."""
-    names = accuracy_names("best.holdout", attack) | {"epoch": "best.epoch"}
+    names = accuracy_names("best.holdout", attack)
+    names |= {"epoch": "best.epoch", "rung": "best.rung", "num_images": "best.holdout.images"}
     return {
         names[key.removeprefix("best_")]: value
         for key, value in metrics.items()
@@ -136,7 +149,7 @@ def run_tags(config: RunConfig, kind: str) -> dict[str, str]:
         "morel.kind": kind,
         "morel.key": run_key(config),
         "morel.objective": config.objective.accuracy,
-        "morel.attack.evaluation": evaluation_attack(config).name,
+        "morel.attack.evaluation": evaluation_label(config),
         "morel.storage": f"{config.storage_path}/{config.name}",
         **environment_tags(),
     }

@@ -106,7 +106,7 @@ def _fit(
 
     started = time.perf_counter()
     checkpoint, last = _run_workers(config, recorder, run_id, on_epoch)
-    metrics = records.best_metrics(last, records.evaluation_attack(config).name)
+    metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
     metrics |= {
         "train.seconds": time.perf_counter() - started,
         "train.images_per_second": float(last.get("images_per_second", 0.0)),
@@ -203,12 +203,12 @@ def _listen(
     seen: list[dict[str, Any]],
 ) -> None:
     """Driver's thread: every relayed report into the journal and onto the screen."""
-    attack = records.evaluation_attack(config).name
     while True:
         report = queue.get()
         if report == END:
             return
         for metrics in report["epochs"]:
+            attack = records.measured_with(config, metrics)
             recorder.epoch(run_id, int(metrics["epoch"]), records.epoch_metrics(metrics, attack))
             if on_epoch is not None:
                 on_epoch(metrics)

@@ -81,7 +81,6 @@ class TrialBook:
         self.search = search
         self.recorder = recorder
         self.view = view
-        self.attack = records.evaluation_attack(search.base).name
         self._trials: dict[str, Trial] = {}
         self._deadline = float("inf")
 
@@ -147,7 +146,7 @@ class TrialBook:
             self.recorder.epoch(
                 trial.run_id,
                 int(metrics["epoch"]),
-                records.epoch_metrics(metrics, self.attack),
+                records.epoch_metrics(metrics, records.measured_with(self.search.base, metrics)),
             )
         trial.last = dict(report)
         trial.seconds = float(report.get("time_total_s", 0.0))
@@ -209,7 +208,8 @@ class TrialBook:
 
     def _close(self, trial: Trial, state: State, reason: str) -> None:
         trial.state, trial.reason = state, reason
-        metrics = records.best_metrics(trial.last, self.attack)
+        attack = records.measured_with(self.search.base, trial.last, "best_")
+        metrics = records.best_metrics(trial.last, attack)
         metrics |= {"train.seconds": trial.seconds}
         if "images_per_second" in trial.last:
             metrics["train.images_per_second"] = float(trial.last["images_per_second"])

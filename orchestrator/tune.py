@@ -293,11 +293,12 @@ def finish_search(
     recorder: Recorder,
 ) -> None:
     """Close the search's own run with the winner's numbers and a note."""
-    attack = records.evaluation_attack(search.base).name
     metrics = {"search.seconds": seconds, "search.trials": float(len(trials))}
     tags = {"morel.state": "finished"}
     if winner is not None:
-        metrics |= records.best_metrics(winner.last, attack) | winner.test
+        metrics |= (
+            records.best_metrics(winner.last, records.evaluation_label(search.base)) | winner.test
+        )
         tags |= {"morel.winner_run": winner.run_id}
     recorder.finish(
         str(search.base.name),

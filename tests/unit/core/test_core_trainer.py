@@ -109,15 +109,15 @@ def test_best_is_the_first_epoch_with_the_highest_robust_accuracy(finished):
 def scripted(trainer, monkeypatch, accuracies):
     """Let the measurements of ``trainer`` come out as ``accuracies``."""
     results = iter(accuracies)
-    evaluate = trainer.evaluate
+    evaluate = trainer._evaluate
 
-    def scripted_evaluate(split, attacks):
-        result = evaluate(split, attacks)
+    def scripted_evaluate(*arguments):
+        result = evaluate(*arguments)
         robust = result["robust"]
         object.__setattr__(robust, "correct", torch.arange(30) < round(30 * next(results)))
         return result
 
-    monkeypatch.setattr(trainer, "evaluate", scripted_evaluate)
+    monkeypatch.setattr(trainer, "_evaluate", scripted_evaluate)
 
 
 def test_the_best_state_is_that_of_the_best_epoch(monkeypatch):

@@ -81,10 +81,24 @@ def test_test_metrics_come_from_the_evaluations_record():
 
 
 def test_the_evaluation_attack_does_not_depend_on_what_a_run_trains_with(config):
-    trades = records.evaluation_attack(config)
-    at = records.evaluation_attack(compose("digits", ["objective.accuracy=at"]))
-    assert trades == at
-    assert trades.name == ATTACK
+    at = compose("digits", ["objective.accuracy=at"])
+    assert records.evaluation_label(config) == records.evaluation_label(at) == ATTACK
+
+
+def test_numbers_of_a_rung_are_recorded_under_what_it_measured_with():
+    rungs = "evaluation.rungs=[{epoch: 1, num_steps: 5, num_images: 100}, {epoch: 4}]"
+    config = compose("digits", [rungs])
+    assert records.ladder_label(config) == (f"pgd5_linf_0.1_first100, from epoch 4 {ATTACK}")
+    for rung, label in ((1, "pgd5_linf_0.1_first100"), (2, ATTACK)):
+        metrics = epoch(4, rung=rung, num_images=100, best_rung=rung, best_num_images=100)
+        attack = records.measured_with(config, metrics)
+        assert attack == records.measured_with(config, metrics, "best_") == label
+        recorded = records.epoch_metrics(metrics, attack)
+        assert recorded[f"holdout.robust.{label}"] == 0.5
+        assert recorded["holdout.images"] == 100
+        best = records.best_metrics(metrics, attack)
+        assert best[f"best.holdout.robust.{label}"] == 0.5
+        assert (best["best.rung"], best["best.holdout.images"]) == (rung, 100)
 
 
 def test_environment_tags_hold_commit_and_versions(monkeypatch):
