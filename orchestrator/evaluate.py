@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 
-from morel_core import PGD, EvaluationResult, MorelError, evaluate
-from morel_core.attacks import Attack, AutoAttack
+from morel_core import EvaluationResult, MorelError, evaluate
+from morel_core.attacks import make_attacks
 from morel_core.checkpoint import MANIFEST, load_network, load_progress
-from morel_core.config import AttackConfig
 from morel_core.data import ImageSource, load_data
 from morel_core.models import MorelNet, build_net
 from orchestrator import records, storage
@@ -21,8 +19,6 @@ from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, build, tracking_uri, with_overrides
 from orchestrator.tracking.events import Status
 
-PGD_NAME = re.compile(r"pgd(\d+)$")
-KNOWN = "pgdN (as in pgd20), fgsm, autoattack, autoattack_plus"
 Split = Literal["test", "holdout"]
 
 
@@ -36,28 +32,6 @@ class Target:
     stop_reason: str = ""
     status: Status = "FINISHED"
     """How that run ended: evaluating it again does not change these two."""
-
-
-def make_attacks(names: Sequence[str], settings: AttackConfig) -> dict[str, Attack]:
-    """Attacks by name in the ball of ``settings``; ``pgdN`` keeps its step size and start.
-
-    Raises:
-        MorelError: a name that is none.
-    """
-    attacks: list[Attack] = []
-    eps, norm = settings.eps, settings.norm
-    for name in names:
-        match = PGD_NAME.match(name)
-        if match and int(match[1]) >= 1:
-            attacks.append(replace(PGD.from_config(settings, "ce"), num_steps=int(match[1])))
-        elif name == "fgsm":
-            attacks.append(PGD(eps=eps, step_size=eps, num_steps=1, norm=norm, init="none"))
-        elif name in ("autoattack", "autoattack_plus"):
-            version = "plus" if name.endswith("plus") else "standard"
-            attacks.append(AutoAttack(eps=eps, norm=norm, version=version))
-        else:
-            raise MorelError(f"attack {name!r} is unknown; known: {KNOWN}")
-    return {attack.name: attack for attack in attacks}
 
 
 def find_target(name: str, tracking: RunConfig, overrides: Mapping[str, Any]) -> Target:

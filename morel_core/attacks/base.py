@@ -30,6 +30,16 @@ class Attack(Protocol):
         """Short name with steps, ball and ε, as in ``pgd20_linf_8-255``; used in metric names."""
         ...
 
+    @property
+    def draws(self) -> int:
+        """Standard normal tensors of the images' shape that one call takes as ``noise``."""
+        ...
+
+    @property
+    def white_box(self) -> bool:
+        """Whether it follows the gradient of the network that it is called with."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Its parameters, for the record of a number made with it."""
         ...
@@ -49,13 +59,22 @@ class Attack(Protocol):
             net: maps images in [0, 1] to logits.
             x: (B, C, H, W) in [0, 1].
             y: (B,) int64.
-            noise: (B, C, H, W) standard normal, for the start; drawn here if None.
+            noise: standard normal, for the starts: (draws, B, C, H, W), (B, C, H, W) where draws is
+                1, not looked at where it is 0; drawn here if None.
             generator: for the draw, on the device of ``x``.
 
         Returns:
             (B, C, H, W), in the ball around ``x`` and in [0, 1], without gradient.
         """
         ...
+
+
+def size_label(size: float) -> str:
+    """``8-255`` for 8/255, else the decimal number: ε or a step size as part of a metric's name."""
+    level = size * 255
+    if abs(level - round(level)) < 1e-6:
+        return f"{round(level)}-255"
+    return f"{size:.4g}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from morel_core import PGD, AttackConfig, ConfigError, MorelError
 from morel_core.attacks import AutoAttack, attack_mode
 from morel_core.attacks.ball import ascent_step, l2_norm, outside, project, uniform_in_ball
-from morel_core.attacks.pgd import eps_label
+from morel_core.attacks.base import size_label
 
 
 @pytest.fixture
@@ -185,14 +185,14 @@ def test_names_say_ball_and_eps(attack, name):
 
 
 def test_eps_8_255_and_0_031_are_told_apart():
-    assert (eps_label(8 / 255), eps_label(0.031)) == ("8-255", "0.031")
+    assert (size_label(8 / 255), size_label(0.031)) == ("8-255", "0.031")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"eps": 8, "step_size": 2}, "eps = 8: must be in"),
-        ({"loss": "auto"}, "loss = 'auto': ce or kl"),
+        ({"loss": "auto"}, "loss = 'auto': ce, kl or cw"),
         ({"loss": "kl", "init": "none"}, "init = 'none': gaussian or uniform"),
     ],
 )

@@ -93,7 +93,8 @@ def test_record_holds_what_the_number_was_measured_with(net, images, labels):
         "seed": 5,
         "attack": {
             "attack": "pgd", "eps": 0.02, "step_size": 0.01, "num_steps": 2, "norm": "linf",
-            "loss": "ce", "init": "uniform", "init_scale": 0.001,
+            "loss": "ce", "init": "uniform", "init_scale": 0.001, "restarts": 1,
+            "iterate": "last",
         },
     }  # fmt: skip
     assert record["outcomes"]["clean"]["attack"] == {"attack": "none"}

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from morel_core import AttackConfig, MorelError, Trainer
+from morel_core.attacks import make_attacks
 from morel_core.checkpoint import MANIFEST
 from orchestrator import cli, evaluate, records
 from orchestrator.config import RunConfig, build
-from orchestrator.evaluate import evaluate_target, find_run, find_target, make_attacks
+from orchestrator.evaluate import evaluate_target, find_run, find_target
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
 TINY = {
