@@ -8,6 +8,7 @@ from torch import nn
 
 from morel_core import PGD, MorelError, evaluate
 from morel_core.attacks.ball import project
+from morel_core.evaluation import model_hash
 from morel_core.seeding import generator
 from morel_core.statistics import wilson_interval
 
@@ -20,6 +21,8 @@ class Shift:
 
     name = "shift"
     norm = "linf"
+    draws = 1
+    white_box = False
 
     def __init__(self, eps=0.05, excess=0.0):
         self.eps = eps
@@ -81,7 +84,10 @@ def test_record_holds_what_the_number_was_measured_with(net, images, labels):
 
     record = json.loads(json.dumps(result.record()))
     assert (record["split"], record["device"]) == ("holdout", "cpu")
-    assert record["torch"] == torch.__version__
+    assert record["format"] == 1
+    assert record["versions"] == {"torch": torch.__version__}
+    assert record["indices"] == [[0, 50]]
+    assert record["model_hash"] == model_hash(net)
     robust = record["outcomes"]["robust"]
     assert robust.pop("seconds") >= 0
     assert robust == {
@@ -91,6 +97,9 @@ def test_record_holds_what_the_number_was_measured_with(net, images, labels):
         "high": outcome.interval[1],
         "num_images": 50,
         "seed": 5,
+        "norm": "linf",
+        "eps": 0.02,
+        "white_box": True,
         "attack": {
             "attack": "pgd", "eps": 0.02, "step_size": 0.01, "num_steps": 2, "norm": "linf",
             "loss": "ce", "init": "uniform", "init_scale": 0.001, "restarts": 1,

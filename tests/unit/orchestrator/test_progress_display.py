@@ -192,10 +192,27 @@ def test_epoch_lines():
 
 def test_evaluation_table(console):
     outcomes = {
-        name: Outcome(name=name, attack={}, correct=torch.arange(10) < right, seed=0, seconds=1.25)
+        name: Outcome(
+            name=name,
+            attack={},
+            norm="linf",
+            eps=0.1,
+            white_box=True,
+            correct=torch.arange(10) < right,
+            seed=0,
+            seconds=1.25,
+        )
         for name, right in (("clean", 8), ("pgd20_linf_8-255", 0))
     }
-    console.print(evaluation_table(EvaluationResult(outcomes=outcomes, split="test", device="cpu")))
+    result = EvaluationResult(
+        outcomes=outcomes,
+        split="test",
+        indices=torch.arange(10),
+        model_hash="0",
+        device="cpu",
+        versions={},
+    )
+    console.print(evaluation_table(result))
     shown = text(console)
     assert "80.0 [49.0, 94.3]" in shown
     assert "0.0 [0.0, 27.8]" in shown
