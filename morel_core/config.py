@@ -37,8 +37,11 @@ class DataConfig:
     train_size: int | None = None
     """Use only this many training images (class-balanced draw); default: all that are left."""
     test_size: int | None = None
-    augmentation: Literal["none", "crop", "crop_flip"] = "none"
+    augmentation: Literal["none", "crop", "crop_flip", "idbh"] = "none"
+    """idbh: flips, CropShift and ColorShape (Li & Spratling 2023); with ``erasing`` 0.5 or 1 it is
+    the whole of their IDBH-weak or -strong."""
     crop_padding: int = 4
+    """Pixels on each side; crop and crop_flip only."""
     erasing: float = 0.0
     """Probability that a box of an image is erased with random pixels (Zhong et al. 2020)."""
     cutmix: float = 0.0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Augmentation = Literal["none", "crop", "crop_flip"]
+Augmentation = Literal["none", "crop", "crop_flip", "idbh"]
 
 
 def draw(

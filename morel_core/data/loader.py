@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import get_args
@@ -21,6 +21,7 @@ from morel_core.data.augment import (
 )
 from morel_core.data.base import ImageSource, TensorSource, to_unit
 from morel_core.data.extra import mixed_order
+from morel_core.data.idbh import Idbh, draw_idbh
 from morel_core.errors import check
 from morel_core.seeding import derive_seed, generator
 
@@ -53,8 +54,9 @@ class Batches:
             in a thread, while the step before computes.
         batch_size: rows of the global batch.
         seed: of the run.
-        augmentation: none, crop (zero-padded random crops) or crop_flip (half of them mirrored).
-        crop_padding: pixels on each side.
+        augmentation: none, crop (zero-padded random crops), crop_flip (half of them mirrored) or
+            idbh (see `morel_core.data.idbh`).
+        crop_padding: pixels on each side, for crop and crop_flip.
         rank: which of ``world_size`` parts to make.
         extra: more images (with a `TensorSource` only), which make up ``extra_ratio`` of each
             batch; the epochs keep their number of steps.
@@ -158,49 +160,33 @@ class Batches:
         device = self.source.labels.device
         order = self._order(epoch)
         size = self.source.shape[1:]
-        # Drawn and moved once an epoch, so that no step waits for a copy to the device.
-        draws = draw(
-            len(order),
-            self.augmentation,
-            self.crop_padding,
-            generator("cpu", self.seed, "augmentation", epoch),
-        ).to(device)
+        # All draws of an epoch are made at once and those of this rank's rows moved at once, so
+        # that no step waits for a copy to the device.
+        first = sum(self.sizes[: self.rank])
+        rows = first + torch.arange(self.sizes[self.rank])
+        places = rows + self.batch_size * torch.arange(start_step, len(self))[:, None]
         erased = exchanged = None
         if self.erasing:
             drawn = generator("cpu", self.seed, "erasing", epoch)
-            erased = draw_erasing(len(order), size, self.erasing, drawn).to(device)
-        partners = torch.empty(0, dtype=torch.int64)
+            erased = draw_erasing(len(order), size, self.erasing, drawn)[places].to(device)
         if self.cutmix:
             drawn = generator("cpu", self.seed, "cutmix", epoch)
-            exchanged = draw_cutmix(len(order), size, self.cutmix, drawn).to(device)
-            partners = self._partners(epoch)
-        placed = order.to(device)
-        first = sum(self.sizes[: self.rank])
-        rows = [
-            slice(start := step * self.batch_size + first, start + self.sizes[self.rank])
-            for step in range(start_step, len(self))
-        ]
+            exchanged = draw_cutmix(len(order), size, self.cutmix, drawn)[places].to(device)
+            # A step's rows are followed by their partners.
+            places = torch.cat([places, self._partners(epoch)[places]], dim=1)
+        augment = self._augmentation_of(epoch, len(order), places, device)
+        indices = order[places]
+        placed = indices.to(device)
         # Files are named on the host, tensors indexed on the device.
-        wanted = placed if isinstance(self.source, TensorSource) else order
-        # With CutMix a step's rows are followed by their partners.
-        places: list[slice | Tensor] = list(rows)
-        if exchanged is not None:
-            everywhere = torch.arange(len(order))
-            pairs = [torch.cat([everywhere[part], partners[part]]) for part in rows]
-            places = list(torch.stack(pairs).to(wanted.device)) if pairs else []
-        images = self._fetched([wanted[place] for place in places])
-        for step, (part, place, raw) in enumerate(
-            zip(rows, places, images, strict=True), start_step
-        ):
-            if isinstance(place, Tensor):
-                place = place.to(device)
-            if self.augmentation != "none":
-                raw = crop_flip(raw, draws[place], self.crop_padding)
-            y = self.source.labels[placed[place]]
+        wanted = placed if isinstance(self.source, TensorSource) else indices
+        for i, raw in enumerate(self._fetched(wanted)):
+            step = start_step + i
+            raw = augment(raw, i)
+            y = self.source.labels[placed[i]]
             if exchanged is not None:
                 raw, other = raw.chunk(2)
-                raw = put_boxes(raw, other, exchanged[part])
-                y = mixed_labels(*y.chunk(2), exchanged[part], size, self.num_classes)
+                raw = put_boxes(raw, other, exchanged[i])
+                y = mixed_labels(*y.chunk(2), exchanged[i], size, self.num_classes)
             if erased is not None:
                 pixels = torch.randint(
                     256,
@@ -209,7 +195,7 @@ class Batches:
                     dtype=torch.uint8,
                     device=device,
                 )
-                raw = put_boxes(raw, pixels[first : first + len(raw)], erased[part])
+                raw = put_boxes(raw, pixels[first : first + len(raw)], erased[i])
             yield Batch(
                 x=to_unit(raw),
                 y=y,
@@ -218,7 +204,20 @@ class Batches:
                 seed=derive_seed(self.seed, "step", epoch, step),
             )
 
-    def _fetched(self, wanted: list[Tensor]) -> Iterator[Tensor]:
+    def _augmentation_of(
+        self, epoch: int, num_places: int, places: Tensor, device: torch.device
+    ) -> Callable[[Tensor, int], Tensor]:
+        """What augments the images of the i-th step, which stand at ``places[i]``."""
+        drawn = generator("cpu", self.seed, "augmentation", epoch)
+        if self.augmentation == "none":
+            return lambda images, _step: images
+        if self.augmentation == "idbh":
+            draws = draw_idbh(num_places, self.source.shape[1:], drawn)[places]
+            return Idbh(draws, device)
+        draws = draw(num_places, self.augmentation, self.crop_padding, drawn)[places].to(device)
+        return lambda images, step: crop_flip(images, draws[step], self.crop_padding)
+
+    def _fetched(self, wanted: Tensor) -> Iterator[Tensor]:
         if isinstance(self.source, TensorSource):
             yield from map(self.source.fetch, wanted)
             return

@@ -64,7 +64,7 @@ def test_the_order_follows_from_seed_and_epoch(source: TensorSource) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip"])
+@pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip", "idbh"])
 def test_ranks_together_make_the_batch_of_one_process(
     source: TensorSource, world_size: int, augmentation: str
 ) -> None:
