@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -323,11 +324,17 @@ def project(x_adv: list[float], x: list[float], eps: float, norm: str) -> list[f
     return [min(max(v, 0.0), 1.0) for v in inside]
 
 
-def pgd(
+def margin(logits: Row, label: int) -> Tensor:
+    """max_{k≠y} z_k − z_y."""
+    others = [z for k, z in enumerate(logits) if k != label]
+    return others[argmax(others)] - logits[label]
+
+
+def iterates(
     net: torch.nn.Module,
-    x: Tensor,
-    y: Tensor,
-    noise: Tensor,
+    image: Tensor,
+    label: int,
+    draw: Tensor,
     *,
     eps: float,
     step_size: float,
@@ -336,34 +343,77 @@ def pgd(
     loss: str,
     init: str,
     init_scale: float = 0.001,
-) -> Tensor:
-    """Image by image, pixel by pixel; the clean prediction anew in every iteration."""
-    net.eval()
-    images: list[Tensor] = []
-    for image, label, draw in zip(x, y, noise, strict=True):
-        centre, normal = image.flatten().tolist(), draw.flatten().tolist()
-        if init == "gaussian":
-            point = [c + init_scale * n for c, n in zip(centre, normal, strict=True)]
-        elif init == "uniform":
-            offset = uniform_in_ball(normal, eps, norm)
-            point = project([c + o for c, o in zip(centre, offset, strict=True)], centre, eps, norm)
+) -> list[Tensor]:
+    """x_0 … x_n of one image, pixel by pixel; the clean prediction anew in every iteration."""
+    centre, normal = image.flatten().tolist(), draw.flatten().tolist()
+    if init == "gaussian":
+        point = [c + init_scale * n for c, n in zip(centre, normal, strict=True)]
+    elif init == "uniform":
+        offset = uniform_in_ball(normal, eps, norm)
+        point = project([c + o for c, o in zip(centre, offset, strict=True)], centre, eps, norm)
+    else:
+        point = list(centre)
+    found = [torch.tensor(point, dtype=image.dtype).view_as(image)]
+    for _ in range(num_steps):
+        moving = found[-1].clone().requires_grad_()
+        logits = list(net(moving[None])[0].unbind())
+        if loss == "ce":
+            value = -log_softmax(logits)[label]
+        elif loss == "cw":
+            value = margin(logits, label)
         else:
-            point = list(centre)
-        for _ in range(num_steps):
-            moving = torch.tensor(point, dtype=x.dtype).view_as(image).requires_grad_()
-            logits = list(net(moving[None])[0].unbind())
-            if loss == "ce":
-                value = -log_softmax(logits)[int(label)]
-            else:
-                natural = list(net(image[None])[0].unbind())
-                p, log_p, log_q = softmax(natural), log_softmax(natural), log_softmax(logits)
-                value = total([p[k] * (log_p[k] - log_q[k]) for k in range(len(p))])
-            (grad,) = torch.autograd.grad(value, moving)
-            point = ascent_step(point, grad.flatten().tolist(), step_size, norm)
-            point = project(point, centre, eps, norm)
-        images.append(torch.tensor(point, dtype=x.dtype).view_as(image))
+            natural = list(net(image[None])[0].unbind())
+            p, log_p, log_q = softmax(natural), log_softmax(natural), log_softmax(logits)
+            value = total([p[k] * (log_p[k] - log_q[k]) for k in range(len(p))])
+        (grad,) = torch.autograd.grad(value, moving)
+        point = ascent_step(point, grad.flatten().tolist(), step_size, norm)
+        point = project(point, centre, eps, norm)
+        found.append(torch.tensor(point, dtype=image.dtype).view_as(image))
+    return found
+
+
+def pgd(net: torch.nn.Module, x: Tensor, y: Tensor, noise: Tensor, **parameters: Any) -> Tensor:
+    """The last iterate of each image."""
+    net.eval()
+    images = [
+        iterates(net, image, int(label), draw, **parameters)[-1]
+        for image, label, draw in zip(x, y, noise, strict=True)
+    ]
     net.train()
     return torch.stack(images)
+
+
+def pgd_search(
+    net: torch.nn.Module,
+    x: Tensor,
+    y: Tensor,
+    noise: list[Tensor],
+    *,
+    iterate: str,
+    **parameters: Any,
+) -> tuple[Tensor, list[bool]]:
+    """The first wrong iterate of each image over all restarts, and whether there was none.
+
+    All iterates are looked at, or the last one of each restart; a Gaussian start is no iterate.
+    Without a wrong one, the last one of all.
+    """
+    net.eval()
+    images: list[Tensor] = []
+    stands: list[bool] = []
+    for i, (image, label) in enumerate(zip(x, y.tolist(), strict=True)):
+        looked_at: list[Tensor] = []
+        for draws in noise:
+            made = iterates(net, image, label, draws[i], **parameters)
+            if iterate == "last":
+                made = made[-1:]
+            elif parameters["init"] == "gaussian":
+                made = made[1:]
+            looked_at += made
+        wrong = [a for a in looked_at if argmax(list(net(a[None])[0].unbind())) != label]
+        images.append(wrong[0] if wrong else looked_at[-1])
+        stands.append(not wrong)
+    net.train()
+    return torch.stack(images), stands
 
 
 def published_attack(
