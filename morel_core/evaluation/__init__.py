@@ -6,6 +6,7 @@ from morel_core.evaluation.measure import (
     correct_predictions,
     evaluate,
     measure_chunk,
+    outcome_of,
 )
 from morel_core.evaluation.outcome import CLEAN, EvaluationResult, Outcome
 from morel_core.evaluation.provenance import model_hash, package_versions
@@ -23,6 +24,7 @@ __all__ = [
     "examine",
     "measure_chunk",
     "model_hash",
+    "outcome_of",
     "package_versions",
     "suspicious",
 ]

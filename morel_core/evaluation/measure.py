@@ -119,16 +119,14 @@ def _survivors(
 
 def _noise(attack: Attack, x: Tensor, rows: Tensor, seed: int, chunk: int) -> Tensor | None:
     """What ``attack`` takes for ``x[rows]``: of noise that is drawn for the whole chunk."""
-    draws = getattr(attack, "draws", 1)
-    # The first restart's seed has no number: so it is the noise of an attack without restarts.
-    parts = [(seed, chunk), *((seed, chunk, restart) for restart in range(1, draws))][:draws]
-    noise = [
-        torch.randn(x.shape, generator=generator(x.device, *part), device=x.device)[rows]
-        for part in parts
-    ]
+    noise: list[Tensor] = []
+    for restart in range(attack.draws):
+        # The first has no number in its seed: its noise is that of an attack without restarts.
+        draws = generator(x.device, seed, chunk, *([restart] if restart else []))
+        noise.append(torch.randn(x.shape, generator=draws, device=x.device)[rows].to(x.dtype))
     if not noise:
         return None
-    return (noise[0] if len(noise) == 1 else torch.stack(noise)).to(x.dtype)
+    return noise[0] if len(noise) == 1 else torch.stack(noise)
 
 
 def evaluate(
@@ -186,7 +184,7 @@ def outcome_of(
         attack={"attack": "none"} if attack is None else attack.describe(),
         norm=None if attack is None else attack.norm,
         eps=0.0 if attack is None else attack.eps,
-        white_box=attack is not None and getattr(attack, "white_box", True),
+        white_box=attack is not None and attack.white_box,
         correct=torch.cat([chunk.correct for chunk in chunks]),
         stages={
             stage: torch.cat([chunk.stages[stage] for chunk in chunks])

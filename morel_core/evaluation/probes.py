@@ -49,7 +49,7 @@ class _Passes:
 
     right: Tensor
     distance: Tensor
-    """Between the normalised outputs of two passes."""
+    """Between the normalised outputs of two passes; 0 where they are not finite."""
     probability: Tensor
     """Whether the output is a distribution over the classes."""
     margin: Tensor
@@ -134,6 +134,7 @@ def _passes(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, norm: Norm) -> 
     with torch.no_grad():
         first, second = _logits(net, x), _logits(net, x)
         top = first.topk(2, dim=1).values
+    distance = (F.normalize(first, dim=1) - F.normalize(second, dim=1)).norm(dim=1)
     rounding = 10 * torch.finfo(first.dtype).eps * first.shape[1]
     distribution = (first >= 0).all(1) & ((first.sum(1) - 1).abs() <= rounding)
     margin_gradient, ce_gradient = _gradients(net, start, y)
@@ -143,7 +144,7 @@ def _passes(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, norm: Norm) -> 
     )
     columns = _Passes(
         right=first.argmax(1) == y,
-        distance=(F.normalize(first, dim=1) - F.normalize(second, dim=1)).norm(dim=1),
+        distance=distance.nan_to_num(nan=0.0),
         probability=distribution,
         margin=(top[:, 0] - top[:, 1]).nan_to_num(nan=math.inf),
         no_margin_gradient=margin_gradient == 0,
@@ -169,7 +170,7 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _of_outputs(seen: _Passes, limit: float) -> list[Finding]:
     findings: list[Finding] = []
     distance, median = seen.distance.amax().item(), seen.margin.median().item()
-    if not distance <= SAME_OUTPUT:
+    if distance > SAME_OUTPUT:
         findings.append(
             Finding(
                 "random_forward",
