@@ -92,15 +92,9 @@ def parser() -> argparse.ArgumentParser:
     tune = add(commands, "tune", tune_command, "search over a space, recorded in MLflow")
     tune.add_argument("space", help="search space by name (demo, smoke, loss_weights, …) or file")
 
-    evaluate = add(commands, "evaluate", evaluate_command, "measure a finished run or checkpoint")
-    evaluate.add_argument("target", help="run name or id, or a checkpoint folder")
-    evaluate.add_argument(
-        "--attacks", nargs="+", default=["pgd20"], metavar="NAME",
-        help="pgdN (pgd20), fgsm, autoattack, autoattack_plus; default: pgd20",
-    )  # fmt: skip
-    evaluate.add_argument("--split", choices=["test", "holdout"], default="test")
-    evaluate.add_argument("--num-images", type=int, help="only the first so many")
-    evaluate.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
+    evaluate_options(
+        add(commands, "evaluate", evaluate_command, "measure the robust accuracy of a network")
+    )
 
     compare = add(commands, "compare", compare_command, "table of recorded runs, from MLflow")
     compare.add_argument("experiment", nargs="?", help="MLflow experiment; default: morel")
@@ -116,6 +110,66 @@ def parser() -> argparse.ArgumentParser:
         "files", nargs="*", help="names or files; default: all that come with morel"
     )
     return top
+
+
+def evaluate_options(sub: argparse.ArgumentParser) -> None:
+    """What ``morel evaluate`` takes."""
+    sub.add_argument(
+        "target",
+        help="run name or id (of a search: its winner), checkpoint folder, or a model's name with "
+        "--weights, as in torchvision/resnet18, timm/resnet18, wrn-34-10",
+    )
+    sub.add_argument(
+        "--weights", metavar="FILE",
+        help="state dict (.pt or .safetensors) of a plain model; data.name=…, model.mean=[…] and "
+        "model.std=[…] say what it was trained on",
+    )  # fmt: skip
+    what = sub.add_argument_group("what is measured")
+    what.add_argument(
+        "--attacks", nargs="+", default=[], metavar="NAME",
+        help="pgdN, cwN (pgd20; pgd20x5: 5 restarts; pgd20_worst: worst iterate), fgsm, apgd-ce, "
+        "apgd-t, fab-t, square, autoattack, autoattack_plus; default: pgd20",
+    )  # fmt: skip
+    what.add_argument(
+        "--preset", choices=["quick", "paper", "standard"],
+        help="a set of attacks: quick, paper (as published), standard (AutoAttack at 8/255)",
+    )  # fmt: skip
+    what.add_argument(
+        "--eps", nargs="+", type=radius, default=[], metavar="EPS",
+        help="radii to sweep, as in 2/255 4/255 8/255; default: evaluation.attack.eps",
+    )  # fmt: skip
+    what.add_argument(
+        "--transfer-from", metavar="SOURCE",
+        help="also try the images that each pgdN makes on this run or checkpoint",
+    )  # fmt: skip
+    what.add_argument(
+        "--against", metavar="OTHER",
+        help="measure this run or checkpoint on the same images too, and test the difference",
+    )  # fmt: skip
+    what.add_argument("--split", choices=["test", "holdout"], default="test")
+    what.add_argument("--num-images", type=int, metavar="N", help="only the first so many")
+    what.add_argument("--seed", type=int, help="of the noise; default: evaluation.seed")
+    what.add_argument(
+        "--no-checks", dest="checks", action="store_false",
+        help="do not look for signs that the numbers deceive",
+    )  # fmt: skip
+    where = sub.add_argument_group("where it runs")
+    where.add_argument(
+        "--workers", type=int, default=0, metavar="N",
+        help="Ray tasks at a time, on this machine or the cluster at cluster.address; default: "
+        "this process alone. Chunks of evaluation.batch_size images are divided among them",
+    )  # fmt: skip
+    where.add_argument(
+        "--gpus-per-worker", type=float, metavar="G", help="default: 0 (cpu), 1 (cuda)"
+    )
+    where.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
+
+
+def radius(text: str) -> float:
+    """``8/255`` or ``0.03`` as a number."""
+    from orchestrator.config import number
+
+    return float(number(text))
 
 
 def add(commands: Any, name: str, command: Command, summary: str) -> argparse.ArgumentParser:
@@ -201,29 +255,31 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel evaluate``."""
+    from orchestrator.against import compare_targets
     from orchestrator.config import parse_overrides
-    from orchestrator.evaluate import evaluate_target, find_target
-    from orchestrator.progress import evaluation_table
+    from orchestrator.evaluate import Request, evaluate_target
+    from orchestrator.evaluation_view import EvaluationProgress, print_done
+    from orchestrator.targets import find_target
 
     progress, results = consoles(arguments)
-    target = find_target(arguments.target, settings(overrides), parse_overrides(overrides))
-
-    def show(attack: str) -> None:
-        what = f"evaluating {target.run_id or target.folder} with {attack}"
-        progress.print(what, markup=False, highlight=False, soft_wrap=True)
-
-    result = evaluate_target(
-        target,
-        arguments.attacks,
-        split=arguments.split,
-        num_images=arguments.num_images,
-        device=arguments.device,
-        on_attack=show,
+    tracking, values = settings(overrides), parse_overrides(overrides)
+    target = find_target(arguments.target, tracking, values, arguments.weights)
+    other, source = (
+        find_target(name, tracking, values) if name else None
+        for name in (arguments.against, arguments.transfer_from)
     )
+    fields = ("attacks", "preset", "eps", "split", "num_images", "seed", "checks")
+    fields += ("workers", "gpus_per_worker", "device")
+    request = Request(transfer_from=source, **{key: getattr(arguments, key) for key in fields})
+    with EvaluationProgress(progress) as view:
+        if other is None:
+            done = evaluate_target(target, request, view)
+        else:
+            done = compare_targets(target, other, request, view)
     if arguments.json:
-        print(result.to_json())
+        print(json.dumps(done.record(), indent=2))
     else:
-        results.print(evaluation_table(result))
+        print_done(results, done)
     return 0
 
 

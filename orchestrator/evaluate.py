@@ -1,138 +1,256 @@
-"""Robust evaluation of a finished run or a checkpoint on disk."""
+"""Robust evaluation: a target, attacks by name, shards of work, and who computes them.
+
+evaluation = evaluate_model(module, config, ["pgd50", "square"], num_images=1000, workers=4)
+evaluation.result["pgd50_linf_8-255"].accuracy
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from morel_core import EvaluationResult, MorelError, evaluate
-from morel_core.attacks import make_attacks
-from morel_core.checkpoint import MANIFEST, load_network, load_progress
-from morel_core.data import ImageSource, load_data
-from morel_core.models import MorelNet, build_net
-from orchestrator import records, storage
-from orchestrator.compare import RunRecord, load_runs
-from orchestrator.config import RunConfig, build, tracking_uri, with_overrides
-from orchestrator.tracking.events import Status
+from morel_core.attacks import PGD, Attack, AutoAttack, AutoAttackPart, Transfer
+from morel_core.attacks.catalogue import Preset, at_radii, make_attacks, preset
+from morel_core.config import AttackConfig
+from morel_core.data import Pool, load_data
+from morel_core.errors import ConfigError, MorelError
+from morel_core.evaluation import (
+    CLEAN,
+    ChunkOutcome,
+    EvaluationResult,
+    Finding,
+    Outcome,
+    model_hash,
+    package_versions,
+    suspicious,
+)
+from morel_core.evaluation.measure import outcome_of
+from orchestrator import outcomes, storage
+from orchestrator.cluster import cluster_address, local_resources, ray_session
+from orchestrator.config import RunConfig
+from orchestrator.outcomes import Evaluation
+from orchestrator.shards import (
+    InProcess,
+    Job,
+    OnRay,
+    Runner,
+    Shard,
+    ShardStore,
+    Split,
+    Work,
+    file_name,
+    split_of,
+)
+from orchestrator.targets import Target, module_target
 
-Split = Literal["test", "holdout"]
+DEFAULT_ATTACKS = ("pgd20",)
+OWN_RADIUS = ("standard", "paper")  # presets that are the same in whatever ball
+PROBED_IMAGES = 128
 
 
-@dataclass(frozen=True)
-class Target:
-    """A network to evaluate, and the run it belongs to, if it was named by one."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure, on which images, and where."""
 
-    config: RunConfig
-    folder: Path
-    run_id: str | None
-    stop_reason: str = ""
-    status: Status = "FINISHED"
-    """How that run ended: evaluating it again does not change these two."""
+    attacks: Sequence[str] | Mapping[str, Attack] = ()
+    """Names of the catalogue, or attacks by name. Default: pgd20, or the preset's alone."""
+    preset: Preset | None = None
+    """A set of attacks: quick, paper or standard."""
+    eps: Sequence[float] = ()
+    """Radii to sweep; default: that of ``evaluation.attack``. Steps grow in proportion."""
+    transfer_from: Target | None = None
+    """Also try the images that each PGD among the attacks makes on this one."""
+    split: Split = "test"
+    num_images: int | None = None
+    """The first so many; default: all."""
+    seed: int | None = None
+    """Default: ``evaluation.seed``."""
+    workers: int = 0
+    """Ray tasks at a time; 0 or 1: this process alone, without Ray."""
+    gpus_per_worker: float | None = None
+    """Default: 1 with ``device`` cuda, else 0."""
+    device: str = "cpu"
+    checks: bool = True
+    """Look for signs that the numbers deceive."""
 
 
-def find_target(name: str, tracking: RunConfig, overrides: Mapping[str, Any]) -> Target:
-    """A checkpoint folder, or a recorded run by its name or id.
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How far an attack has come."""
 
-    Args:
-        name: path of a folder with a manifest, our run id, or MLflow's run id.
-        tracking: whose MLflow is asked for runs.
-        overrides: for the run's config, as ``{"evaluation.attack.eps": 0.1}``.
+    attack: str
+    done: int
+    """Images."""
+    total: int
+    standing: int
+    """Of those done, right under this attack."""
+    restored: int
+    """Of those done, measured by an earlier command."""
+    seconds: float
+    """Spent on the others, added up over the workers."""
+    seconds_left: float | None
+    """Until all are done; None before the first."""
+
+
+class View(Protocol):
+    """Who is told."""
+
+    def update(self, status: Status) -> None:
+        """An attack begins, or a shard of it is done."""
+        ...
+
+
+class Unseen:
+    """Nobody is."""
+
+    def update(self, status: Status) -> None:
+        """See `View`."""
+
+
+def evaluate_target(target: Target, request: Request, view: View | None = None) -> Evaluation:
+    """Measure a target; its run in MLflow, if it has one, gets the numbers too.
+
+    Finished shards are kept in ``target.folder`` as they come: the same request, repeated after a
+    kill, measures only what is missing. On CPUs the number of workers changes no outcome, given as
+    many threads to each process.
 
     Raises:
-        MorelError: nothing of that name, or it has no checkpoint.
-    """
-    folder, run = Path(name).expanduser(), None
-    if not (folder / MANIFEST).is_file():
-        run = find_run(name, tracking)
-        location = run.tags.get("morel.checkpoint")
-        if not location:
-            raise MorelError(f"run {name!r} has no checkpoint: it ended before its first one")
-        folder = storage.local_copy(location)
-    config = with_overrides(build(RunConfig, load_progress(folder)["config"]), overrides)
-    if run is None:
-        return Target(config, folder, None)
-    ended = run.status in get_args(Status)
-    return Target(
-        config,
-        folder,
-        run.run_id,
-        run.tags.get("morel.stop_reason", ""),
-        cast(Status, run.status) if ended else "FINISHED",
-    )
-
-
-def find_run(name: str, tracking: RunConfig) -> RunRecord:
-    """The newest recorded run of that name or id; of a search, its winner."""
-    runs = load_runs(tracking_uri(tracking), tracking.tracking.experiment)
-    for run in sorted(runs, key=lambda run: -run.started):
-        if name in (run.run_id, run.mlflow_id, run.name):
-            winner = run.tags.get("morel.winner_run")
-            return find_run(winner, tracking) if winner else run
-    known = ", ".join(run.run_id for run in runs[:5])
-    raise MorelError(
-        f"{name!r} is neither a checkpoint folder nor a run of experiment "
-        f"{tracking.tracking.experiment!r}; runs there: {known or 'none'}"
-    )
-
-
-def load_best(target: Target, shape: tuple[int, int, int], num_classes: int) -> MorelNet:
-    """The best network of the target's checkpoint."""
-    net = build_net(target.config.model, num_classes=num_classes, shape=shape, seed=None)
-    net.load_state_dict(load_network(target.folder))
-    return net.eval()
-
-
-def evaluate_target(
-    target: Target,
-    attack_names: Sequence[str],
-    *,
-    split: Split = "test",
-    num_images: int | None = None,
-    device: str = "cpu",
-    on_attack: Callable[[str], None] | None = None,
-) -> EvaluationResult:
-    """Measure a target on ``split``; its run in MLflow gets the numbers too.
-
-    Args:
-        target: from `find_target`.
-        attack_names: see `make_attacks`.
-        split: "test" or "holdout".
-        num_images: only the first so many.
-        device: where.
-        on_attack: told each attack's name before all start.
-
-    Raises:
-        MorelError: an unknown attack or device, or more images than there are.
+        MorelError: an unknown attack or device, weights that do not fit, more images than there
+            are, or workers, GPUs or a storage that are not there.
     """
     config = target.config
-    check_device(device)
-    attacks = make_attacks(attack_names, config.evaluation.attack)
-    data = load_data(config.data, device)
-    source: ImageSource = data.test if split == "test" else data.holdout
-    if num_images is not None and not 1 <= num_images <= len(source):
-        raise MorelError(f"--num-images {num_images}: 1 to {len(source)} are in {split}")
-    indices = torch.arange(num_images or len(source))
-    net = load_best(target, data.shape, data.num_classes).to(device)
-    if on_attack is not None:
-        for name in attacks:
-            on_attack(name)
-    result = evaluate(
-        net,
-        source.fetch(indices).to(device),
-        source.labels[indices].to(device),
-        attacks,
-        batch_size=config.evaluation.batch_size,
-        seed=config.evaluation.seed,
-        # A part's numbers never stand where those of the whole split do.
-        split=split if num_images in (None, len(source)) else f"{split}_first{num_images}",
+    attacks = choose_attacks(request, config.evaluation.attack)
+    check_where(request, config)
+    storage.check_writable(config.storage_path)
+    data = load_data(config.data, device_here(request))
+    source = split_of(data, request.split)
+    check_images(request, len(source))
+    net = target.load(data.shape, data.num_classes)
+    if request.transfer_from is not None:
+        maker = request.transfer_from.load(data.shape, data.num_classes)
+        attacks |= transfers(attacks, maker, request.transfer_from.name)
+    work = Work(
+        net=net,
+        attacks=attacks,
+        data=config.data,
+        split=request.split,
+        images=source.digest().hex(),
+        num_images=request.num_images or len(source),
+        chunk_size=config.evaluation.batch_size,
+        seed=config.evaluation.seed if request.seed is None else request.seed,
+        device=device_there(request),
+        model=model_hash(net),
     )
+    store = ShardStore(target.folder, work)
+    with runner(work, source, request, config) as run:
+        chunks = measure(work, store, run, view or Unseen(), max(1, request.workers))
+        # A part's numbers never stand where those of the whole split do.
+        part = "" if work.num_images == len(source) else f"_first{work.num_images}"
+        result = collect(work, chunks, request.split + part)
+        findings = find_doubts(work, run, result) if request.checks else None
+    evaluation = Evaluation(
+        target=target,
+        result=result,
+        findings=findings,
+        labels=source.labels[: work.num_images].cpu(),
+        identity=store.identity(),
+    )
+    outcomes.write(evaluation)
     if target.run_id is not None:
-        record_evaluation(target, result)
-    return result
+        outcomes.record(evaluation)
+    return evaluation
+
+
+def evaluate_model(
+    module: nn.Module,
+    config: RunConfig,
+    attacks: Sequence[str] | Mapping[str, Attack] = DEFAULT_ATTACKS,
+    *,
+    name: str = "model",
+    view: View | None = None,
+    **request: Any,
+) -> Evaluation:
+    """As `evaluate_target`, for a module from code.
+
+    Args:
+        module: maps images in [0, 1] to logits. With workers it travels pickled: its class must be
+            importable on every node.
+        config: its ``data``, ``evaluation`` and ``storage_path`` count.
+        attacks: names of the catalogue, or attacks by name.
+        name: for the record.
+        view: told of the progress.
+        request: further fields of `Request`.
+    """
+    target = module_target(name, module, config)
+    return evaluate_target(target, Request(attacks=attacks, **request), view)
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def choose_attacks(request: Request, ball: AttackConfig) -> dict[str, Attack]:
+    """The attacks asked for, in each ball asked for; raises `MorelError`."""
+    if isinstance(request.attacks, Mapping):
+        return dict(request.attacks)  # with whatever seeds they have
+    if request.eps and request.preset in OWN_RADIUS:
+        raise MorelError(
+            f"--eps with --preset {request.preset}, whose radius is its own: name --attacks instead"
+        )
+    names = request.attacks or (() if request.preset else DEFAULT_ATTACKS)
+    chosen: dict[str, Attack] = {}
+    try:
+        balls = at_radii(ball, request.eps) if request.eps else [ball]
+    except ConfigError as error:
+        raise MorelError(f"--eps {error.value:g}: {error.allowed}") from None
+    for each in balls:
+        if request.preset is not None:
+            chosen |= preset(request.preset, each)
+        chosen |= make_attacks(names, each)
+    return {name: seeded(attack, request.seed) for name, attack in chosen.items()}
+
+
+def seeded(attack: Attack, seed: int | None) -> Attack:
+    """``attack`` with ``seed`` if it draws for itself, as AutoAttack's package does."""
+    if seed is not None and isinstance(attack, AutoAttack | AutoAttackPart):
+        return replace(attack, seed=seed)
+    return attack
+
+
+def transfers(attacks: Mapping[str, Attack], source: nn.Module, name: str) -> dict[str, Attack]:
+    """What each PGD of ``attacks`` makes on ``source``, as attacks of their own."""
+    made = [
+        Transfer(attack=attack, source=source, source_name=file_name(name))
+        for attack in attacks.values()
+        if isinstance(attack, PGD)
+    ]
+    if not made:
+        raise MorelError("--transfer-from: PGD makes the images: add pgd20 to --attacks")
+    return {attack.name: attack for attack in made}
+
+
+def check_images(request: Request, there: int) -> None:
+    """Raise `MorelError` if more images are asked for than are ``there``."""
+    asked = request.num_images
+    if asked is not None and not 1 <= asked <= there:
+        raise MorelError(f"--num-images {asked}: 1 to {there} are in {request.split}")
+
+
+# --- where it runs -------------------------------------------------------------------------------
+
+
+def check_where(request: Request, config: RunConfig) -> None:
+    """Raise `MorelError` unless the device and the workers asked for can be had."""
+    if request.workers < 0:
+        raise MorelError(f"--workers {request.workers}: 0 (this process) or more")
+    if request.workers <= 1:
+        check_device(device_here(request))
+    elif cluster_address(config) is None:
+        check_gpus(request, local_resources()[1])
 
 
 def check_device(device: str) -> None:
@@ -143,20 +261,124 @@ def check_device(device: str) -> None:
         raise MorelError(f"--device {device}: this machine has {', '.join(here)}")
 
 
-def record_evaluation(target: Target, result: EvaluationResult) -> None:
-    """Add an evaluation's numbers and per-image outcomes to its run."""
-    assert target.run_id is not None
-    search = target.run_id.partition("/")[0]
-    run = with_overrides(target.config, {"name": search})
-    recorder = records.open_recorder(run)
-    attacks = "-".join(name for name in result if name != "clean") or "clean"
-    try:
-        recorder.finish(
-            target.run_id,
-            status=target.status,
-            stop_reason=target.stop_reason,
-            metrics=records.test_metrics(result.record()),
-            texts={f"evaluation/{result.split}-{attacks}.json": result.to_json()},
+def check_gpus(request: Request, there: float) -> None:
+    """Raise `MorelError` if the workers ask for more GPUs than are ``there``."""
+    each = gpus_each(request)
+    if request.workers * each > there:
+        raise MorelError(
+            f"--gpus-per-worker {each:g}: {request.workers} workers × {each:g} = "
+            f"{request.workers * each:g} GPUs, but {there:g} are there: ask for fewer, or give a "
+            "larger cluster with cluster.address"
         )
-    finally:
-        recorder.close()
+
+
+def gpus_each(request: Request) -> float:
+    """GPUs of one worker."""
+    if request.gpus_per_worker is not None:
+        return request.gpus_per_worker
+    return 1.0 if request.device.startswith("cuda") else 0.0
+
+
+def device_there(request: Request) -> str:
+    """Where the shards are measured."""
+    if request.workers <= 1 and request.device != "cpu":
+        return request.device
+    return "cuda" if gpus_each(request) > 0 else "cpu"
+
+
+def device_here(request: Request) -> str:
+    """Where this process keeps the images."""
+    return device_there(request) if request.workers <= 1 else "cpu"
+
+
+@contextmanager
+def runner(work: Work, source: Pool, request: Request, config: RunConfig) -> Generator[Runner]:
+    """Who computes, for the time inside."""
+    if request.workers <= 1:
+        yield InProcess(work, source)
+        return
+    with ray_session(config, dashboard=False) as (cpus, gpus):
+        check_gpus(request, gpus)
+        each = float(config.scaling.cpus_per_worker)
+        if cluster_address(config) is None:  # more workers than a machine has CPUs share them
+            each = min(each, cpus / request.workers)
+        yield OnRay(work, workers=request.workers, cpus=each, gpus=gpus_each(request))
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def measure(
+    work: Work, store: ShardStore, run: Runner, view: View, parallel: int
+) -> dict[Shard, ChunkOutcome]:
+    """Every shard's outcome: from the store where it is, else measured and stored at once."""
+    done: dict[Shard, ChunkOutcome] = {}
+    # Clean first: only what is right then is attacked.
+    for stage in ([CLEAN], list(work.attacks)):
+        shards = [Shard(name, chunk) for name in stage for chunk in range(work.num_chunks)]
+        stored = {shard: outcome for shard in shards if (outcome := store.load(shard)) is not None}
+        done |= stored
+        for name in stage:
+            view.update(status(work, name, done, stored, parallel))
+        missing = [shard for shard in shards if shard not in stored]
+        for shard, outcome in run.shards(jobs(missing, done)):
+            store.save(shard, outcome)
+            done[shard] = outcome
+            view.update(status(work, shard.attack, done, stored, parallel))
+    return done
+
+
+def jobs(shards: Sequence[Shard], done: Mapping[Shard, ChunkOutcome]) -> Iterator[Job]:
+    """The shards, each with the clean outcome of its chunk unless it is that."""
+    for shard in shards:
+        if shard.attack == CLEAN:
+            yield shard, None
+        else:
+            yield shard, done[Shard(CLEAN, shard.chunk)].correct
+
+
+def status(
+    work: Work,
+    attack: str,
+    done: Mapping[Shard, ChunkOutcome],
+    stored: Mapping[Shard, ChunkOutcome],
+    parallel: int,
+) -> Status:
+    """How far ``attack`` has come."""
+    its = [shard for shard in done if shard.attack == attack]
+    fresh = [shard for shard in its if shard not in stored]
+    images = sum(len(done[shard].correct) for shard in its)
+    measured = sum(len(done[shard].correct) for shard in fresh)
+    seconds = sum(done[shard].seconds for shard in fresh)
+    left = seconds / measured * (work.num_images - images) / parallel if measured else None
+    return Status(
+        attack=attack,
+        done=images,
+        total=work.num_images,
+        standing=sum(int(done[shard].correct.sum()) for shard in its),
+        restored=images - measured,
+        seconds=seconds,
+        seconds_left=left,
+    )
+
+
+def collect(work: Work, chunks: Mapping[Shard, ChunkOutcome], split: str) -> EvaluationResult:
+    """The shards of each attack put together."""
+    found: dict[str, Outcome] = {}
+    for name, attack in {CLEAN: None, **work.attacks}.items():
+        parts = [chunks[Shard(name, chunk)] for chunk in range(work.num_chunks)]
+        found[name] = outcome_of(name, attack, parts, work.seed)
+    return EvaluationResult(
+        outcomes=found,
+        split=split,
+        indices=torch.arange(work.num_images),
+        model_hash=work.model,
+        device=work.device,
+        versions=package_versions(outcome.attack for outcome in found.values()),
+    )
+
+
+def find_doubts(work: Work, run: Runner, result: EvaluationResult) -> list[Finding]:
+    """What speaks against the numbers: of the network's gradients, and of the outcomes."""
+    strongest = max(work.attacks.values(), key=lambda attack: attack.eps)
+    return [*run.probe(PROBED_IMAGES, strongest.eps, strongest.norm), *suspicious(result)]

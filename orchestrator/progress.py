@@ -10,7 +10,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from morel_core.evaluation import EvaluationResult
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.records import evaluation_label, ladder_label, measured_with, ui_command
 from orchestrator.trials import Trial
@@ -125,22 +124,6 @@ def epoch_line(metrics: Mapping[str, Any]) -> str:
             f"  robust {with_interval(metrics, 'robust_accuracy')} %"
         )
     return line + ("  DIVERGED" if metrics["diverged"] else "")
-
-
-def evaluation_table(result: EvaluationResult) -> Table:
-    """Every attack with its accuracy and interval."""
-    table = Table(header_style="bold")
-    for heading in ("attack", "accuracy % [95 %]", "images", "seconds"):
-        table.add_column(heading, justify="left" if heading == "attack" else "right")
-    for name, outcome in result.items():
-        low, high = outcome.interval
-        table.add_row(
-            name,
-            f"{percent(outcome.accuracy)} [{percent(low)}, {percent(high)}]",
-            str(outcome.num_images),
-            f"{outcome.seconds:.1f}",
-        )
-    return table
 
 
 # --- the end of a command ------------------------------------------------------------------------

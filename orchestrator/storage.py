@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,20 @@ def check_writable(path: str) -> None:
 
 
 def write(path: str, content: bytes) -> None:
-    """Write a file, and the folders above it."""
-    system, inside = _open(path)
-    if not is_remote(path):
-        Path(inside).parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-    with system.open_output_stream(inside) as stream:
-        stream.write(content)
+    """Write a file, and the folders above it; it is there whole or not at all."""
+    if is_remote(path):  # an object appears when its stream is closed
+        system, inside = _open(path)
+        with system.open_output_stream(inside) as stream:
+            stream.write(content)
+        return
+    target = Path(path)
+    target.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    beside = target.with_name(f".{os.getpid()}-{target.name}")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(target)
 
 
 def read_text(path: str) -> str | None:

@@ -118,9 +118,9 @@ class Dataset:
     shape: tuple[int, int, int]
     """(C, H, W)."""
     train: ImageSource
-    holdout: ImageSource
+    holdout: Pool
     """Images of the training set that are not trained on: what selects is measured on them."""
-    test: ImageSource
+    test: Pool
     fingerprint: str
     """SHA-256 over all parts' images (a folder: file names and sizes), labels and order."""
     train_indices: Tensor = field(repr=False)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 from fake_tune import SEARCH
+from tiny_evaluation import TINY
 
+from morel_core import Trainer
+from orchestrator.config import RunConfig, build
 from orchestrator.search_space import SearchConfig, load_search
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
@@ -34,3 +37,25 @@ def recorder(tmp_path: Path, tracker: MemoryTracker):
     recorder = Recorder(Journal(str(tmp_path / "journal")), tracker)
     yield recorder
     recorder.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_trainer() -> Trainer:
+    """Two epochs of `tiny_evaluation.TINY`."""
+    trainer = Trainer(build(RunConfig, TINY | {"storage_path": "/nowhere"}))
+    trainer.fit()
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_trainer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> RunConfig:
+    """`tiny_evaluation.TINY`, stored where the test may write."""
+    return build(RunConfig, TINY | {"storage_path": str(tmp_path)})

@@ -1,45 +1,26 @@
-"""``morel evaluate``: a checkpoint folder or a recorded run, attacks by name, numbers recorded."""
+"""``morel evaluate``: targets by name, attacks by name, numbers printed and recorded."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pyarrow import parquet
 
-from morel_core import AttackConfig, MorelError, Trainer
-from morel_core.attacks import make_attacks
+from morel_core import MorelError
 from morel_core.checkpoint import MANIFEST
-from orchestrator import cli, evaluate, records
+from orchestrator import cli, records, targets
 from orchestrator.config import RunConfig, build
-from orchestrator.evaluate import evaluate_target, find_run, find_target
+from orchestrator.evaluate import Request, choose_attacks, evaluate_target
+from orchestrator.targets import find_run, find_target
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
-TINY = {
-    "data": {
-        "name": "synthetic", "num_classes": 4, "image_size": 8, "channels": 1, "num_train": 78,
-        "num_test": 20, "holdout": 30,
-    },
-    "model": {"name": "digits_cnn", "width": 4, "embed_dim": 8},
-    "attack": {"eps": 0.05, "step_size": 0.02, "num_steps": 1},
-    "evaluation": {"attack": {"eps": 0.05, "step_size": 0.02, "num_steps": 2}, "batch_size": 16},
-    "training": {"epochs": 2, "batch_size": 16},
-    "name": "tiny",
-}  # fmt: skip
-SETTINGS = AttackConfig(eps=0.05, step_size=0.02, num_steps=2, init="uniform", loss="ce")
 
-
-@pytest.fixture(scope="module")
-def trainer():
-    trainer = Trainer(build(RunConfig, TINY | {"storage_path": "/nowhere"}))
-    trainer.fit()
-    return trainer
-
-
-@pytest.fixture(scope="module")
-def folder(trainer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    trainer.save(folder)
-    return folder
+@pytest.fixture
+def folder(tiny_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tiny_checkpoint
 
 
 @pytest.fixture
@@ -47,40 +28,56 @@ def tracking(tmp_path):
     return build(RunConfig, {"storage_path": str(tmp_path)})
 
 
-def test_attacks_by_name():
-    attacks = make_attacks(["pgd7", "fgsm", "autoattack", "autoattack_plus"], SETTINGS)
-    assert list(attacks) == [
-        "pgd7_linf_0.05", "fgsm_linf_0.05", "autoattack_linf_0.05", "autoattack_plus_linf_0.05"
-    ]  # fmt: skip
-    assert all(attack.eps == 0.05 for attack in attacks.values())
-    pgd, fgsm, *_ = attacks.values()
-    assert (pgd.step_size, pgd.init, pgd.loss) == (0.02, "uniform", "ce")
-    assert (fgsm.step_size, fgsm.num_steps, fgsm.init) == (0.05, 1, "none")
+def quiet(*attacks, **fields):
+    return Request(attacks=attacks, checks=False, **fields)
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd0", "pgd-3", "pgd2x", "cw", "AutoAttack", ""])
-def test_unknown_attack(name):
-    with pytest.raises(MorelError) as caught:
-        make_attacks(["pgd20", name], SETTINGS)
-    assert str(caught.value).startswith(f"attack {name!r} is unknown; known: pgdN (as in pgd20)")
-
-
-def test_a_folder_is_evaluated_as_its_trainer_would(folder, trainer, tracking):
+def test_a_folder_is_evaluated_as_its_trainer_would(folder, tiny_trainer, tracking):
     target = find_target(str(folder), tracking, {})
     assert target.run_id is None
-    result = evaluate_target(target, ["pgd2"], split="holdout")
+    result = evaluate_target(target, quiet("pgd2", split="holdout")).result
     assert result.split == "holdout"
-    trainer.load_best()
-    expected = trainer.evaluate("holdout", {"pgd2_linf_0.05": trainer.eval_attack})
+    tiny_trainer.load_best()
+    expected = tiny_trainer.evaluate("holdout", {"pgd2_linf_0.05": tiny_trainer.eval_attack})
     for name in ("clean", "pgd2_linf_0.05"):
         assert torch.equal(result[name].correct, expected[name].correct)
 
 
 def test_overrides_change_the_attack_and_not_the_network(folder, tracking):
     wide = find_target(str(folder), tracking, {"evaluation.attack.eps": 0.5})
-    result = evaluate_target(wide, ["pgd2"], num_images=12)
+    result = evaluate_target(wide, quiet("pgd2", num_images=12)).result
     assert list(result) == ["clean", "pgd2_linf_0.5"]
     assert result["clean"].num_images == 12
+
+
+def test_the_seed_reaches_the_noise_and_the_package(folder, tracking):
+    target = find_target(str(folder), tracking, {"evaluation.attack.init": "uniform"})
+    attacks = choose_attacks(
+        Request(attacks=["square", "autoattack"], seed=5), target.config.evaluation.attack
+    )
+    assert [attack.seed for attack in attacks.values()] == [5, 5]
+    result = evaluate_target(target, quiet("pgd2", seed=5)).result
+    assert result["pgd2_linf_0.05"].record()["seed"] == 5
+
+
+def test_a_sweep_keeps_the_shape_of_the_attack(folder, tracking):
+    ball = find_target(str(folder), tracking, {}).config.evaluation.attack
+    attacks = choose_attacks(Request(attacks=["pgd2", "fgsm"], eps=[2 / 255, 8 / 255]), ball)
+    assert list(attacks) == [
+        "pgd2_linf_2-255", "fgsm_linf_2-255", "pgd2_linf_8-255", "fgsm_linf_8-255"
+    ]  # fmt: skip
+    for eps in ("2-255", "8-255"):
+        pgd = attacks[f"pgd2_linf_{eps}"]
+        assert pgd.step_size / pgd.eps == pytest.approx(ball.step_size / ball.eps)
+
+
+def test_a_preset_with_further_attacks(folder, tracking):
+    ball = find_target(str(folder), tracking, {}).config.evaluation.attack
+    alone = choose_attacks(Request(preset="quick"), ball)
+    more = choose_attacks(Request(preset="quick", attacks=["pgd3"]), ball)
+    assert list(more) == [*alone, "pgd3_linf_0.05"]
+    with pytest.raises(MorelError, match="--eps with --preset standard, whose radius is its own"):
+        choose_attacks(Request(preset="standard", eps=[0.1]), ball)
 
 
 def test_the_command_prints_json(folder, capsys, tmp_path):
@@ -94,29 +91,51 @@ def test_the_command_prints_json(folder, capsys, tmp_path):
     outcome = document["outcomes"]["pgd2_linf_0.05"]
     assert len(outcome["correct"]) == outcome["num_images"] == 20
     assert outcome["low"] <= outcome["accuracy"] <= outcome["high"]
+    assert isinstance(document["warnings"], list)
+    assert json.loads(Path(document["files"]["json"]).read_text()) == document
+    table = parquet.read_table(document["files"]["parquet"]).to_pydict()
+    assert table["image"] == list(range(20))
+    bits = "".join("01"[right] for right in table["pgd2_linf_0.05"])
+    assert bits == outcome["correct"]
 
 
-def test_the_command_prints_a_table(folder, capsys):
-    assert cli.main(["evaluate", str(folder), "--attacks", "fgsm", "--num-images", "10"]) == 0
+def test_the_command_prints_a_table_and_says_how_far_it_is(folder, capsys):
+    argv = ["evaluate", str(folder), "--attacks", "fgsm", "--num-images", "10", "--no-checks"]
+    assert cli.main(argv) == 0
     out, err = capsys.readouterr()
     assert "fgsm_linf_0.05" in out
-    assert err == f"evaluating {folder} with fgsm_linf_0.05\n"
+    assert "per image: " in out
+    clean, fgsm = err.splitlines()
+    assert clean.startswith("clean: 10/10 images, ")
+    assert fgsm.startswith("fgsm_linf_0.05: 10/10 images, ")
+    assert cli.main(argv) == 0  # from what is stored
+    assert capsys.readouterr().err.endswith("10 of them measured before\n")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--attacks", "cw"], "attack 'cw' is unknown; known: pgdN"),
+        (["--attacks", "pgd"], "attack 'pgd' is unknown; known: pgdN"),
         (["--num-images", "21"], "--num-images 21: 1 to 20 are in test"),
         (["--num-images", "0"], "--num-images 0: 1 to 20 are in test"),
         (["--split", "holdout", "--num-images", "31"], "--num-images 31: 1 to 30 are in holdout"),
         (["evaluation.attack.eps=8"], "evaluation.attack.eps = 8.0: must be in (0, 1]"),
+        (["--eps", "8"], "--eps 8: must be in (0, 1]"),
         (["--device", "cuda"], "--device cuda: this machine has cpu"),
         (["--device", "abacus"], "--device abacus: this machine has cpu"),
+        (["--workers", "-1"], "--workers -1: 0 (this process) or more"),
+        (
+            ["--workers", "2", "--gpus-per-worker", "1"],
+            "--gpus-per-worker 1: 2 workers × 1 = 2 GPUs, but 0 are there: ask for fewer",
+        ),
+        (["--workers", "2", "--device", "cuda"], "--gpus-per-worker 1: 2 workers × 1 = 2 GPUs"),
+        (["modle.width=3"], "modle = {'width': 3}: unknown key; did you mean 'model'?"),
+        (["--attacks", "square", "--transfer-from", "SELF"], "--transfer-from: PGD makes the"),
     ],
 )
 def test_mistakes(folder, capsys, monkeypatch, options, said):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    options = [str(folder) if option == "SELF" else option for option in options]
     assert cli.main(["evaluate", str(folder), *options]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -134,6 +153,16 @@ def test_a_damaged_checkpoint_is_refused(folder, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "missing, truncated or altered" in err
     assert (broken / MANIFEST).is_file()
+
+
+def test_images_made_on_another_network(folder, tracking, tmp_path):
+    target = find_target(str(folder), tracking, {})
+    result = evaluate_target(target, quiet("pgd2", transfer_from=target)).result
+    (name,) = [name for name in result if name.startswith("transfer_")]
+    assert name.endswith("_pgd2_linf_0.05")
+    assert not result[name].white_box
+    # Made on itself, they are its own.
+    assert torch.equal(result[name].correct, result["pgd2_linf_0.05"].correct)
 
 
 # --- recorded runs -------------------------------------------------------------------------------
@@ -160,7 +189,7 @@ def recorded(monkeypatch, folder):
         run("alone", 2.0, "FAILED", checkpoint=str(folder), stop_reason="diverged in epoch 2"),
         run("stillborn", 5.0),
     ]
-    monkeypatch.setattr(evaluate, "load_runs", lambda uri, experiment, search=None: runs)
+    monkeypatch.setattr(targets, "load_runs", lambda uri, experiment, search=None: runs)
     return runs
 
 
@@ -173,12 +202,13 @@ def test_a_run_by_any_of_its_names(recorded, tracking, folder):
 
 def test_a_search_stands_for_its_winner(recorded, tracking):
     assert find_run("hunt", tracking).run_id == "hunt/t2"
-    assert find_target("hunt", tracking, {}).run_id == "hunt/t2"
+    target = find_target("hunt", tracking, {"storage_path": "/data/runs"})
+    assert target.run_id == "hunt/t2"
+    assert target.folder == "/data/runs/hunt/evaluations"
 
 
-def test_the_newest_of_a_name(recorded, tracking, folder):
+def test_the_newest_of_a_name(recorded, tracking):
     target = find_target("alone", tracking, {})
-    assert target.folder == folder
     assert (target.status, target.stop_reason) == ("FAILED", "diverged in epoch 2")
 
 
@@ -187,11 +217,19 @@ def test_no_such_run(recorded, tracking):
         MorelError, match=r"neither a checkpoint folder nor a run .*: hunt, hunt/t2"
     ):
         find_target("nobody", tracking, {})
+    with pytest.raises(MorelError, match=r"; a model's name needs --weights FILE$"):
+        find_target("digits_cnn", tracking, {})
 
 
 def test_a_run_without_checkpoint(recorded, tracking):
     with pytest.raises(MorelError, match="run 'stillborn' has no checkpoint"):
         find_target("stillborn", tracking, {})
+
+
+@pytest.mark.parametrize("option", ["--against", "--transfer-from"])
+def test_an_unknown_other_run(recorded, folder, capsys, option, tmp_path):
+    assert cli.main(["evaluate", str(folder), option, "nobody", f"storage_path={tmp_path}"]) == 2
+    assert "'nobody' is neither a checkpoint folder nor a run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -212,18 +250,20 @@ def test_numbers_of_a_recorded_run_are_added_to_it_and_its_end_stays(
         return Recorder(Journal(str(tmp_path / "journal")), tracker)
 
     monkeypatch.setattr(records, "open_recorder", open_recorder)
-    target = find_target(name, tracking, {})
-    result = evaluate_target(target, ["fgsm"])
-    evaluate_target(target, ["fgsm"], num_images=10)
+    target = find_target(name, tracking, {"storage_path": str(tmp_path)})
+    evaluation = evaluate_target(target, quiet("fgsm"))
+    evaluate_target(target, quiet("fgsm", num_images=10))
     assert opened == [journal, journal]
     whole, part = tracker.applied
     assert (whole.run_id, whole.kind) == (run_id, "final")
     assert (whole.payload["status"], whole.payload["stop_reason"]) == end
     metrics = whole.payload["metrics"]
-    assert metrics["test.robust.fgsm_linf_0.05"] == result["fgsm_linf_0.05"].accuracy
+    assert metrics["test.robust.fgsm_linf_0.05"] == evaluation.result["fgsm_linf_0.05"].accuracy
     assert metrics["test.images"] == 20
-    text = whole.payload["texts"]["evaluation/test-fgsm_linf_0.05.json"]
+    text = whole.payload["texts"][f"evaluation/{evaluation.stem}.json"]
     assert json.loads(text)["outcomes"]["clean"]["num_images"] == 20
+    (file,) = whole.payload["artifacts"].values()
+    assert parquet.read_table(file).num_rows == 20
     # A part's numbers do not take the place of the whole's.
     assert part.payload["metrics"]["test_first10.images"] == 10
     assert not part.payload["metrics"].keys() & metrics.keys()

@@ -5,16 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 from fake_tune import ATTACK, FakeTrial, checkpoint, epoch, report
 from rich.console import Console
 
-from morel_core.evaluation import EvaluationResult, Outcome
 from orchestrator import progress
 from orchestrator.progress import (
     SearchProgress,
     epoch_line,
-    evaluation_table,
     percent,
     print_search,
     print_train,
@@ -188,35 +185,6 @@ def test_epoch_lines():
     )
     unmeasured = {k: v for k, v in epoch(4, diverged=1.0).items() if "accuracy" not in k}
     assert epoch_line(unmeasured) == "epoch 4/9  loss 0.2500  lr 0.1  500 images/s  DIVERGED"
-
-
-def test_evaluation_table(console):
-    outcomes = {
-        name: Outcome(
-            name=name,
-            attack={},
-            norm="linf",
-            eps=0.1,
-            white_box=True,
-            correct=torch.arange(10) < right,
-            seed=0,
-            seconds=1.25,
-        )
-        for name, right in (("clean", 8), ("pgd20_linf_8-255", 0))
-    }
-    result = EvaluationResult(
-        outcomes=outcomes,
-        split="test",
-        indices=torch.arange(10),
-        model_hash="0",
-        device="cpu",
-        versions={},
-    )
-    console.print(evaluation_table(result))
-    shown = text(console)
-    assert "80.0 [49.0, 94.3]" in shown
-    assert "0.0 [0.0, 27.8]" in shown
-    assert "pgd20_linf_8-255" in shown
 
 
 def test_numbers():
