@@ -37,6 +37,7 @@ def trainer() -> Trainer:
     trainer = Trainer(compose("digits", overrides))
     trainer.fit()
     trainer.load_best()
+    trainer.net.eval()  # the package takes it as it is
     return trainer
 
 
