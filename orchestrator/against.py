@@ -55,7 +55,8 @@ def compare_targets(
         MorelError: their images differ, or what `evaluate_target` raises.
     """
     check_images(first, second, request)
-    evaluation = first.config.evaluation
+    # What the second was selected by while it trained has no part in this.
+    evaluation = replace(first.config.evaluation, rungs=[], num_images=None)
     second = replace(second, config=replace(second.config, evaluation=evaluation))
     results = [evaluate_target(target, request, view) for target in (first, second)]
     one, two = (evaluation.result for evaluation in results)

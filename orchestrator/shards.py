@@ -31,6 +31,7 @@ from morel_core.evaluation import (
     examine,
     measure_chunk,
     model_hash,
+    package_versions,
 )
 from orchestrator import storage
 from orchestrator.failures import failure_reason
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 FORMAT = 1  # of a shard's file
+NONE: dict[str, Any] = {"attack": "none"}
 RETRIES = 3  # of a shard whose process or node was lost
 Split = Literal["test", "holdout"]
 
@@ -297,17 +299,19 @@ class ShardStore:
     def key(self, shard: Shard) -> str:
         """Hash of all that decides a shard's outcome."""
         work = self.work
+        attack = NONE if shard.attack == CLEAN else self.attacks[shard.attack]
         return fingerprint(
             {
                 "format": FORMAT,
                 "model": work.model,
-                "attack": CLEAN if shard.attack == CLEAN else self.attacks[shard.attack],
+                "attack": attack,
                 "images": work.images,
                 "split": work.split,
-                "indices": [int(i) for i in work.indices(shard.chunk)],
+                "indices": work.indices(shard.chunk).tolist(),
                 "chunk": shard.chunk,
                 "seed": work.seed,
                 "device": work.device.partition(":")[0],
+                "versions": package_versions([attack]),
             }
         )
 

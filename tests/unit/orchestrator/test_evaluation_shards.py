@@ -137,6 +137,13 @@ def test_what_decides_an_outcome_is_in_its_key(work, change):
     assert ShardStore("", work).key(shard) != ShardStore("", other).key(shard)
 
 
+def test_another_version_of_torch_measures_again(work, monkeypatch):
+    shard = Shard("weak", 0)
+    before = ShardStore("", work).key(shard)
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert ShardStore("", work).key(shard) != before
+
+
 def test_a_source_of_transfer_is_known_by_its_weights(work):
     keys = []
     for seed in (0, 0, 1):
