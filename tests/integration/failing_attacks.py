@@ -19,12 +19,12 @@ class Logged(PGD):
     """PGD that writes down which chunk it attacks, known by the sum of its pixels."""
 
     log: str
-    fatal_call: int | None = None
-    """The first process to come to this call, counted over all, dies in it."""
+    fatal: bool = False
+    """The first process to call it dies in that call."""
 
     def describe(self) -> dict[str, Any]:
         """As a plain PGD, whatever its log."""
-        return {**super().describe(), "log": "", "fatal_call": None}
+        return {**super().describe(), "log": "", "fatal": False}
 
     def __call__(
         self,
@@ -38,6 +38,15 @@ class Logged(PGD):
         """See `Attack`."""
         with Path(self.log).open("a") as file:
             file.write(f"{os.getpid()} {x.sum().item()}\n")
-        if len(Path(self.log).read_text().splitlines()) == self.fatal_call:
+        if self.fatal and first(Path(f"{self.log}.killed")):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(net, x, y, noise=noise, generator=generator)
+
+
+def first(marker: Path) -> bool:
+    """Whether this process, of all, is the one that makes ``marker``."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -19,33 +19,39 @@ import pytest
 import torch
 from failing_attacks import Logged
 from ray.cloudpickle import register_pickle_by_value
+from torch import nn
 
 from morel_core import PGD, Trainer
 from morel_core.attacks import AutoAttack
+from morel_core.data import load_data
 from orchestrator.config import RunConfig, compose
 from orchestrator.evaluate import evaluate_model
 
+DIGITS = compose("digits", ["model.width=4", "attack.num_steps=2", "data.holdout=60"])
 ROBUST = PGD(eps=0.1, step_size=0.04, num_steps=5, init="uniform")
 AUTOATTACK = AutoAttack(eps=0.1)
-IMAGES, CHUNK = 5, 2  # three chunks, the last one short
+IMAGES, CHUNK = 7, 4  # two chunks, the last one short
 
 
 @pytest.fixture(scope="module")
-def trainer() -> Trainer:
-    """A small network on digits, trained for two epochs."""
-    overrides = ["model.width=4", "training.epochs=2", "attack.num_steps=2", "data.holdout=60"]
-    trainer = Trainer(compose("digits", overrides))
-    trainer.fit()
-    trainer.load_best()
-    trainer.net.eval()  # the package takes it as it is
-    return trainer
+def net() -> nn.Module:
+    """Two layers, trained for a moment on digits: AutoAttack takes a second a chunk."""
+    data = load_data(DIGITS.data).train
+    x, y = data.fetch(torch.arange(1000)).float() / 255, data.labels[:1000]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for _ in range(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+    return net.eval()
 
 
-def config(trainer: Trainer, storage: Path, chunk: int = CHUNK) -> RunConfig:
-    run = trainer.config
-    assert isinstance(run, RunConfig)
-    evaluation = replace(run.evaluation, batch_size=chunk)
-    return replace(run, evaluation=evaluation, storage_path=str(storage))
+def config(storage: Path, chunk: int = CHUNK) -> RunConfig:
+    evaluation = replace(DIGITS.evaluation, batch_size=chunk)
+    return replace(DIGITS, evaluation=evaluation, storage_path=str(storage))
 
 
 def shards(storage: Path) -> list[Path]:
@@ -55,13 +61,13 @@ def shards(storage: Path) -> list[Path]:
 
 
 def test_three_workers_measure_what_one_process_and_the_package_do(
-    local_ray: Any, trainer: Trainer, tmp_path: Path
+    local_ray: Any, net: nn.Module, tmp_path: Path
 ) -> None:
     attacks = {"pgd": ROBUST, "autoattack": AUTOATTACK}
     alone, shared = (
         evaluate_model(
-            trainer.net,
-            config(trainer, tmp_path / str(workers)),
+            net,
+            config(tmp_path / str(workers)),
             attacks,
             num_images=IMAGES,
             workers=workers,
@@ -76,51 +82,48 @@ def test_three_workers_measure_what_one_process_and_the_package_do(
     }
     assert alone.findings == shared.findings
 
-    data = trainer.data.test
+    data = load_data(DIGITS.data).test
     x, y = data.fetch(torch.arange(IMAGES)).float() / 255, data.labels[:IMAGES]
     direct: list[torch.Tensor] = []
     for images, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
-        package = pyautoattack.AutoAttack(trainer.net, eps=0.1, norm="Linf", seed=0)
+        package = pyautoattack.AutoAttack(net, eps=AUTOATTACK.eps, norm="Linf", seed=0)
         x_adv, _ = package.run_standard_evaluation(images, labels, batch_size=CHUNK)
         with torch.no_grad():
-            direct.append(trainer.net(x_adv).argmax(1) == labels)
+            direct.append(net(x_adv).argmax(1) == labels)
     assert torch.equal(torch.cat(direct), shared.result["autoattack"].correct)
     *_, before_square, _ = stages.values()
     assert before_square.any(), "no image was left for Square: take a smaller ε"
     assert not before_square.all(), "no attack broke anything: take a larger ε"
 
 
-def test_a_killed_worker_costs_one_shard(local_ray: Any, trainer: Trainer, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_one_shard(local_ray: Any, net: nn.Module, tmp_path: Path) -> None:
     register_pickle_by_value(failing_attacks)  # workers cannot import what lies among the tests
     log = tmp_path / "calls"
-    logged = Logged(**vars(ROBUST), log=str(log))
-    run = config(trainer, tmp_path / "killed", 2)
+    attack = Logged(**vars(ROBUST), log=str(log), fatal=True)
     fatal = evaluate_model(
-        trainer.net,
-        run,
-        {"pgd": replace(logged, fatal_call=3)},
-        num_images=IMAGES,
+        net,
+        config(tmp_path / "killed", 2),
+        {"pgd": attack},
+        num_images=10,
         workers=3,
         checks=False,
     )
     calls = [line.split() for line in log.read_text().splitlines()]
-    attacked = Counter(pixels for _, pixels in calls)
-    assert sorted(attacked.values()) == [1, 1, 1, 1, 2]
-    victim = calls[2][0]
-    assert victim not in [process for process, _ in calls[3:]]
+    assert Path(f"{log}.killed").exists()
+    assert sorted(Counter(pixels for _, pixels in calls).values()) == [1, 1, 1, 1, 2]
     expected = evaluate_model(
-        trainer.net, config(trainer, tmp_path / "alone", 2), {"pgd": ROBUST}, num_images=IMAGES
+        net, config(tmp_path / "alone", 2), {"pgd": ROBUST}, num_images=10, checks=False
     )
     assert torch.equal(fatal.result["pgd"].correct, expected.result["pgd"].correct)
 
 
-def test_a_killed_driver_is_resumed_from_its_shards(
-    local_ray: Any, trainer: Trainer, tmp_path: Path
-) -> None:
+def test_a_killed_driver_is_resumed_from_its_shards(tmp_path: Path) -> None:
+    trainer = Trainer(replace(DIGITS, training=replace(DIGITS.training, epochs=1)))
+    trainer.fit()
     trainer.save(tmp_path / "checkpoint")
     command = [
         *(sys.executable, "-m", "orchestrator", "evaluate", str(tmp_path / "checkpoint")),
-        *("--attacks", "pgd100", "--num-images", "100", "--workers", "2", "--no-checks", "--json"),
+        *("--attacks", "pgd200", "--num-images", "100", "--workers", "2", "--no-checks", "--json"),
         *(f"storage_path={tmp_path}", "evaluation.batch_size=4"),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -135,20 +138,17 @@ def test_a_killed_driver_is_resumed_from_its_shards(
     before = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
     assert 3 <= len(before) < 25
 
-    command[command.index("2")] = "1"
+    command[command.index("2")] = "1"  # in one process, and goes on all the same
     second = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     assert len(shards(tmp_path)) == 25
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    record = json.loads(second.stdout)
-    expected = evaluate_model(
-        trainer.net,
-        config(trainer, tmp_path / "uninterrupted", 4),
-        ["pgd100"],
-        num_images=100,
-        checks=False,
-    )
-    (name,) = (name for name in expected.result if name != "clean")
-    bits = "".join("01"[right] for right in expected.result[name].correct.tolist())
-    assert record["outcomes"][name]["correct"] == bits
+    outcomes = json.loads(second.stdout)["outcomes"]
+
+    trainer.load_best()
+    run = config(tmp_path / "uninterrupted", 4)
+    expected = evaluate_model(trainer.net, run, ["pgd200"], num_images=100, checks=False).result
+    for name, outcome in expected.items():
+        bits = "".join("01"[right] for right in outcome.correct.tolist())
+        assert outcomes[name]["correct"] == bits, name
