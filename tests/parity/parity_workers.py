@@ -22,6 +22,7 @@ from torch import Tensor
 from morel_core import (
     PGD,
     AttackConfig,
+    AwpConfig,
     EvaluationConfig,
     ExperimentConfig,
     MorelNet,
@@ -153,7 +154,7 @@ def gradients(case: Case, sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
     }
 
 
-def experiment() -> ExperimentConfig:
+def experiment(*, data: dict[str, Any], **sections: Any) -> ExperimentConfig:
     """Batches of 15 over two ranks, measured in chunks that do not come out even."""
     return ExperimentConfig(
         seed=3,
@@ -164,18 +165,54 @@ def experiment() -> ExperimentConfig:
             num_test=8,
             holdout=49,
             noise=0.3,
-            augmentation="crop_flip",
             crop_padding=1,
+            **data,
         ),
         model=DigitsCnnConfig(width=8, norm="none", embed_dim=8),
-        objective=ObjectiveConfig(accuracy="trades", features="both", alpha=0.1),
         attack=AttackConfig(num_steps=2),
-        optimizer=OptimizerConfig(lr=0.05),
-        training=TrainingConfig(epochs=2, batch_size=15),
         evaluation=EvaluationConfig(
             attack=AttackConfig(num_steps=3, init="uniform", loss="ce"), batch_size=12
         ),
+        **sections,
     )
+
+
+def training(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(epochs=2, batch_size=15, **settings)
+
+
+RUNS = {
+    "trades": experiment(
+        data={"augmentation": "crop_flip"},
+        objective=ObjectiveConfig(accuracy="trades", features="both", alpha=0.1),
+        optimizer=OptimizerConfig(lr=0.05),
+        training=training(),
+    ),
+    "mart, ema, awp": experiment(
+        data={"augmentation": "idbh", "erasing": 0.5},
+        objective=ObjectiveConfig(accuracy="mart", alpha=0.1),
+        optimizer=OptimizerConfig(lr=0.05, clip_norm=1.0),
+        training=training(ema_decay=0.9, awp=AwpConfig(gamma=0.01)),
+    ),
+    "loat, swa": experiment(
+        data={"augmentation": "crop"},
+        objective=ObjectiveConfig(accuracy="loat", alpha=0.1, scalarisation="smooth_chebyshev"),
+        optimizer=OptimizerConfig(lr=0.05, schedule="one_cycle"),
+        training=training(swa_start_epoch=1),
+    ),
+    "plain trades, cutmix, ema": experiment(
+        data={"augmentation": "crop_flip", "cutmix": 0.6},
+        objective=ObjectiveConfig(accuracy="trades", morel=False, label_smoothing=0.1),
+        optimizer=OptimizerConfig(lr=0.05, no_decay_on_norm_and_bias=True),
+        training=training(ema_decay=0.9),
+    ),
+    "plain at, cutmix, swa": experiment(
+        data={"augmentation": "none", "cutmix": 1.0},
+        objective=ObjectiveConfig(accuracy="at", morel=False),
+        optimizer=OptimizerConfig(name="adamw", lr=0.005),
+        training=training(swa_start_epoch=2),
+    ),
+}
 
 
 def in_double(net: MorelNet) -> MorelNet:
@@ -188,15 +225,15 @@ def in_double(net: MorelNet) -> MorelNet:
     return net.double()
 
 
-def train() -> dict[str, Any]:
+def train(config: ExperimentConfig) -> dict[str, Any]:
     """A whole run."""
-    config = experiment()
     net = build_net(config.model, num_classes=4, shape=(3, 8, 8), seed=config.seed)
     trainer = Trainer(config, net=in_double(net))
     trainer.fit()
     result = trainer.evaluate("holdout", {"robust": trainer.eval_attack})
     return {
         "net": state(trainer.net),
+        "measured": state(trainer.network),
         "history": trainer.history,
         "correct": {name: outcome.correct for name, outcome in result.items()},
     }
@@ -266,7 +303,7 @@ def run_rank(rank: int, world_size: int, folder: Path) -> None:
         }
     }
     if world_size == 2:
-        result["train"] = train()
+        result["train"] = {name: train(config) for name, config in RUNS.items()}
         result["steps"] = {
             (name, value): steps([None, value, None], name, (3, 2), rank)
             for name in ("sgd", "adamw")

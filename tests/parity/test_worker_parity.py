@@ -14,7 +14,7 @@ import parity_workers
 import pytest
 import torch
 from parity_cases import assert_equal_to
-from parity_workers import CASES, SIZES
+from parity_workers import CASES, RUNS, SIZES
 
 TIMEOUT = 240
 GRADIENT_RUNS = [
@@ -84,17 +84,21 @@ def test_ranks_that_see_another_maximum_follow_the_global_one(
     assert sorted(own) == [False, True]
 
 
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_of_two_workers_equals_a_run_of_one(
-    ranks: dict[int, list[dict[str, Any]]],
+    ranks: dict[int, list[dict[str, Any]]], name: str
 ) -> None:
-    alone = parity_workers.train()
-    first, second = (result["train"] for result in ranks[2])
-    for key, value in alone["net"].items():
-        assert torch.equal(first["net"][key], second["net"][key]), key
-        assert_equal_to(first["net"][key], value)
-    for name, correct in alone["correct"].items():
-        assert torch.equal(first["correct"][name], second["correct"][name])
-        assert first["correct"][name].sum() == correct.sum()
+    alone = parity_workers.train(RUNS[name])
+    first, second = (result["train"][name] for result in ranks[2])
+    for part in ("net", "measured"):  # the average, where there is one
+        for key, value in alone[part].items():
+            assert torch.equal(first[part][key], second[part][key]), (part, key)
+            assert_equal_to(first[part][key], value)
+    averaged = any(not torch.equal(alone["net"][k], v) for k, v in alone["measured"].items())
+    assert averaged == ("ema" in name or name == "loat, swa")  # one epoch's mean is itself
+    for attack, correct in alone["correct"].items():
+        assert torch.equal(first["correct"][attack], second["correct"][attack])
+        assert first["correct"][attack].sum() == correct.sum()
         assert 0 < correct.sum() < len(correct), "an accuracy of 0 or 1 would prove little"
     assert len(alone["history"]) == 2
     for epoch, first_epoch, second_epoch in zip(
