@@ -112,10 +112,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str] | None
     name = torch.cuda.get_device_name(device)
     for key, (bf16, tf32, fp32) in PEAK_TFLOPS.items():
         if key in name.split() or key in name.replace("-", " ").split():
-            if precision == "bf16":
-                return bf16 * 1e12, "bf16"
-            allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"
-            return (tf32 * 1e12, "tf32") if allowed else (fp32 * 1e12, "fp32")
+            return {"bf16": bf16, "tf32": tf32, "fp32": fp32}[precision] * 1e12, precision
     return None
 
 

@@ -11,7 +11,8 @@ Run from the repository's folder; needs torch alone. The contenders of a row:
   gradient), one natural forward for TRADES' target, forward and backward of the natural and of the
   adversarial batch, the optimiser.
 - ``ours``: `morel_core.step.train_step`, with its noise drawn.
-- ``published``: its literal twin in `benchmarks.published`: fp32, contiguous, not compiled.
+- ``published``: its literal twin in `benchmarks.published`: contiguous, not compiled, in fp32 with
+  torch's default of TF32 convolutions on CUDA.
 - bf16, channels-last or compiled rows, where floor and ours run so, also have
   ``published_same``, the published step given the same, and ``ours_plain``, ours as published.
 """
@@ -22,7 +23,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from benchmarks import published
 from benchmarks.measure import interleaved, peak_bytes, peak_flops, ratio, record, spread, write
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig
 from morel_core.attacks import attack_mode
-from morel_core.config import ModelConfig
+from morel_core.config import ModelConfig, Precision
 from morel_core.models import ResNetConfig, WideResNetConfig, build_net
 from morel_core.optim import make_optimizer
 from morel_core.precision import EncoderPasses
@@ -81,7 +82,8 @@ class Contenders:
         self.x = torch.rand(batch_size, *SHAPE, generator=draws).to(device)
         self.y = torch.randint(classes, (batch_size,), generator=draws).to(device)
         fast = {key: row[key] for key in ("precision", "channels_last", "compile")}
-        plain = {"precision": "fp32", "channels_last": False, "compile": False}
+        default = "tf32" if device.type == "cuda" else "fp32"  # torch's, so the published code's
+        plain = {"precision": default, "channels_last": False, "compile": False}
         self.steps: dict[str, Callable[[], object]] = {
             "floor": self._floor(fast),
             "ours": self._ours(fast),
@@ -250,7 +252,7 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for model in args.model:
         for precision in args.precision:
-            plain = precision == "fp32" and args.device == "cpu"
+            plain = precision != "bf16" and args.device == "cpu"
             for classes in args.classes:
                 for objective in args.objective:
                     found.append(
@@ -273,7 +275,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=["wrn-16-2"])
     parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100])
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--precision", nargs="+", choices=get_args(Precision), default=["fp32"])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--batch-size", type=int, default=64)

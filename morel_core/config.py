@@ -7,7 +7,7 @@ Data sets and models with settings of their own register a subclass of `DataConf
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from morel_core.errors import ConfigError, check
 
@@ -15,7 +15,7 @@ Norm = Literal["linf", "l2"]
 AttackLoss = Literal["auto", "ce", "kl"]
 Init = Literal["gaussian", "uniform", "none"]
 Accuracy = Literal["trades", "mart", "loat", "at", "custom"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Scalarisation = Literal["weighted_sum", "chebyshev", "smooth_chebyshev"]
 
 KL_START = "gaussian or uniform with loss: kl, whose gradient at x itself is zero"
@@ -50,9 +50,13 @@ class DataConfig:
     Labels are then (b, K) shares, which an objective of your own must expect.
     """
     extra: str | None = None
-    """An npz of more training images (image: NHWC uint8, label: int), as public EDM sets come."""
+    """An npz of more training images (image: NHWC uint8, label: int), as public EDM sets come.
+
+    Generated ones help (Gowal et al. 2021), those of diffusion models most (Wang et al. 2023).
+    """
     extra_ratio: float = 0.7
-    """Share of each batch that is taken from ``extra``; the steps of an epoch stay as many."""
+    """Share of each batch that is taken from ``extra`` (Gowal et al. 2021: 0.7 of CIFAR-10's
+    batches); the steps of an epoch stay as many."""
 
     def __post_init__(self) -> None:
         check(self.holdout >= 1, "holdout", self.holdout, "at least 1 image must be held out")
@@ -219,7 +223,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Optimiser and learning-rate schedule, in epochs."""
+    """Optimiser and learning-rate schedule, in epochs.
+
+    adamw decouples the weight decay from the gradient (Loshchilov & Hutter 2019), sgd adds it.
+    """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
@@ -228,20 +235,21 @@ class OptimizerConfig:
     nesterov: bool = False
     weight_decay: float = 2e-4
     no_decay_on_norm_and_bias: bool = False
-    """Decay weight matrices and kernels alone, no parameter of one dimension."""
+    """Decay weight matrices and kernels alone, no parameter of one dimension (He et al. 2019)."""
     schedule: Literal["constant", "piecewise", "cosine", "one_cycle"] = "constant"
+    """cosine: Loshchilov & Hutter 2017, without restarts; one_cycle: Smith 2018."""
     milestones: list[int] = field(default_factory=lambda: list[int]())
     """piecewise: after this many epochs …"""
     factors: list[float] = field(default_factory=lambda: list[float]())
     """… the learning rate is lr times this (not cumulative)."""
     warmup_epochs: int = 0
-    """Linear warm-up over the first epochs, step by step."""
+    """Linear warm-up over the first epochs, step by step (Goyal et al. 2017)."""
     one_cycle_peak: float = 0.45
     """one_cycle: fraction of the run after which lr is reached; as long again, and it is back …"""
     one_cycle_start: float = 0.1
-    """… at lr times this, where it also starts; from there it falls to 0 (Smith 2018)."""
+    """… at lr times this, where it also starts; from there it falls to 0."""
     clip_norm: float | None = None
-    """Clip the global gradient norm to this."""
+    """Clip the global gradient norm to this (Pascanu et al. 2013)."""
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "lr", self.lr, "must be > 0")
@@ -321,7 +329,8 @@ class TrainingConfig:
     batch_size: int = 128
     """Of all workers together: the number of workers does not change the batch."""
     precision: Precision = "fp32"
-    """bf16: the encoder's passes under autocast; images, losses and evaluation stay fp32."""
+    """tf32: convolutions on CUDA in TF32, torch's own default, which fp32 does without. bf16: the
+    encoder's passes under autocast. Images, losses and evaluation stay fp32."""
     channels_last: bool = False
     """Memory layout of the encoder's passes; pays with bf16, and on GPUs."""
     compile: bool = False
@@ -329,7 +338,10 @@ class TrainingConfig:
     published_batchnorm: bool = False
     """Move BatchNorm's running statistics as often as the published step's repeated passes do."""
     ema_decay: float | None = None
-    """Measure, keep and export an exponential moving average of the weights, updated each step."""
+    """Measure, keep and export an exponential moving average of the weights, updated each step.
+
+    In adversarial training since Gowal et al. 2020, who took 0.995.
+    """
     swa_start_epoch: int | None = None
     """Average the weights at the end of this epoch (counted from 1) and of every one after it.
 
@@ -337,7 +349,10 @@ class TrainingConfig:
     """
     awp: AwpConfig = field(default_factory=AwpConfig)
     patience: int | None = None
-    """Stop after so many measurements in a row without a better held-out robust accuracy."""
+    """Stop after so many measurements in a row without a better held-out robust accuracy.
+
+    Against robust overfitting (Rice et al. 2020).
+    """
     overfitting_guard: bool = False
     """With attack.num_steps: 1, measure PGD-10 on 256 held-out images after each epoch and stop on
     catastrophic overfitting (Wong et al. 2020)."""
@@ -345,7 +360,12 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "must be >= 1")
         check(self.batch_size >= 2, "batch_size", self.batch_size, "must be >= 2")
-        check(self.precision in ("fp32", "bf16"), "precision", self.precision, "fp32 or bf16")
+        check(
+            self.precision in get_args(Precision),
+            "precision",
+            self.precision,
+            f"one of {', '.join(get_args(Precision))}",
+        )
         check(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             "ema_decay",

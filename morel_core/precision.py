@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class EncoderPasses:
 
     Args:
         net: whose encoder is run.
-        precision: "fp32", or "bf16" for autocast of the encoder; fp64 networks stay fp64.
+        precision: "fp32"; "tf32" for TF32 in convolutions on CUDA, which elsewhere is fp32; "bf16"
+            for autocast of the encoder. fp64 networks stay fp64.
         channels_last: hand the images over in that layout, which the convolutions then keep.
         compile: through `torch.compile`, which happens at the first pass of each kind.
     """
@@ -61,28 +62,41 @@ class EncoderPasses:
 
     @contextmanager
     def active(self) -> Generator[None]:
-        """Inside, the net's encoder passes are these."""
+        """Inside, the net's encoder passes are these, and TF32 is used with "tf32" alone."""
         before, self.net.encoder_passes = self.net.encoder_passes, self
         try:
-            yield
+            with float32_arithmetic("tf32" if self.precision == "tf32" else "ieee"):
+                yield
         finally:
             self.net.encoder_passes = before
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Generator[None]:
-    """Inside, fp32 is fp32: no autocast on ``device``, no TF32.
+def float32_arithmetic(convolutions: Literal["ieee", "tf32"]) -> Generator[None]:
+    """Inside, CUDA multiplies fp32 matrices in fp32, and convolutions as told.
 
-    TF32 is switched for the whole process and put back afterwards.
+    The one place that decides on TF32 (10 bits of mantissa): torch's own default, TF32 in
+    convolutions alone, or what a user set, holds neither for training nor for evaluation. Switched
+    for the whole process, since a backward pass runs outside of its forward pass, and put back.
     """
     backends: Any = torch.backends
-    settings = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    before = [setting.fp32_precision for setting in settings]
-    for setting in settings:
-        setting.fp32_precision = "ieee"
+    wanted = {
+        backends.cudnn.conv: convolutions,
+        backends.cudnn.rnn: "ieee",
+        backends.cuda.matmul: "ieee",
+    }
+    before = {setting: setting.fp32_precision for setting in wanted}
+    for setting, value in wanted.items():
+        setting.fp32_precision = value
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
+        for setting, value in before.items():
             setting.fp32_precision = value
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Generator[None]:
+    """Inside, fp32 is fp32: no autocast on ``device``, no TF32."""
+    with float32_arithmetic("ieee"), torch.autocast(device.type, enabled=False):
+        yield

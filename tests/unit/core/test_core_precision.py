@@ -23,6 +23,8 @@ from morel_core.optim import make_optimizer
 from morel_core.precision import EncoderPasses, full_precision
 from morel_core.step import train_step
 
+CONV, MATMUL = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+
 
 def small() -> MorelNet:
     config = WideResNetConfig(depth=10, widen_factor=1, embed_dim=16)
@@ -153,6 +155,37 @@ def test_evaluation_is_fp32_whatever_surrounds_it():
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
+@pytest.mark.parametrize(
+    ("precision", "convolutions"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")]
+)
+def test_tf32_is_what_the_config_says_in_every_pass_of_a_step(precision, convolutions, monkeypatch):
+    """Whatever the process had set; in attack, forward and backward passes."""
+    seen = set()
+
+    def note(out):
+        seen.add((CONV.fp32_precision, MATMUL.fp32_precision))
+        if out is not None and out.requires_grad:
+            out.register_hook(lambda _grad: note(None))
+
+    before = [setting.fp32_precision for setting in (CONV, MATMUL)]
+    trainer = Trainer(
+        tiny_run(training=TrainingConfig(epochs=1, batch_size=16, precision=precision))
+    )
+    convolution = trainer.net.encoder.get_submodule("features.0")
+    convolution.register_forward_hook(lambda _module, _inputs, out: note(out))
+    try:
+        CONV.fp32_precision, MATMUL.fp32_precision = "tf32", "tf32"
+        seen.clear()
+        trainer._step(next(iter(trainer.batches.epoch(1))), None)
+        assert seen == {(convolutions, "ieee")}
+        assert (CONV.fp32_precision, MATMUL.fp32_precision) == ("tf32", "tf32")
+        seen.clear()
+        trainer.evaluate("holdout", {"robust": trainer.eval_attack})
+        assert seen == {("ieee", "ieee")}
+    finally:
+        CONV.fp32_precision, MATMUL.fp32_precision = before
+
+
 def test_full_precision_puts_back_what_it_found():
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision
@@ -205,7 +238,7 @@ def test_a_run_with_everything_on(monkeypatch):
 
 
 def test_options_are_checked():
-    with pytest.raises(ConfigError, match=r"precision.*fp16.*fp32 or bf16"):
+    with pytest.raises(ConfigError, match=r"precision.*fp16.*one of fp32, tf32, bf16"):
         TrainingConfig(precision="fp16")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=r"published_batchnorm.*no published step"):
         tiny_run(

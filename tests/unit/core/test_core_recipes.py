@@ -7,7 +7,15 @@ import pytest
 import torch
 from tiny_run import tiny_run
 
-from morel_core import AttackConfig, ConfigError, ObjectiveConfig, Trainer
+from morel_core import (
+    AttackConfig,
+    AwpConfig,
+    ConfigError,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Trainer,
+    TrainingConfig,
+)
 from morel_core.attacks.ball import outside
 
 OBJECTIVES = [
@@ -68,6 +76,41 @@ def test_mixed_data_trains_and_resumes_exactly(objective, cutmix, extra, tmp_pat
     assert whole.history[0]["diverged"] == 0.0
     plain = Trainer(base).run_epoch()
     assert plain["loss.total"] != whole.history[0]["loss.total"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_options_combine_with_every_objective(objective, extra):
+    """All at once: averaging, AWP, smoothing, clipping, schedule, decay groups, mixed data, one
+    guarded step, bf16; what an objective refuses is left out."""
+    soft = objective.accuracy in ("trades", "at")
+    base = tiny_run()
+    data = replace(base.data, augmentation="idbh", erasing=0.5, extra=extra, extra_ratio=0.5)
+    config = tiny_run(
+        objective=replace(
+            objective,
+            label_smoothing=0.1 if soft else 0.0,
+            scalarisation="smooth_chebyshev" if objective.morel else "weighted_sum",
+        ),
+        data=replace(data, cutmix=0.5 if soft and not objective.morel else 0.0),
+        attack=AttackConfig(eps=0.05, step_size=0.05, num_steps=1, init="uniform"),
+        optimizer=OptimizerConfig(
+            lr=0.05, schedule="one_cycle", no_decay_on_norm_and_bias=True, clip_norm=1.0
+        ),
+        training=TrainingConfig(
+            epochs=1,
+            batch_size=16,
+            precision="bf16",
+            channels_last=True,
+            ema_decay=0.9,
+            awp=AwpConfig(gamma=0.01),
+            patience=3,
+            overfitting_guard=True,
+            published_batchnorm=True,
+        ),
+    )
+    [metrics] = Trainer(config).fit()
+    assert metrics["diverged"] == 0.0
+    assert {"guard_multi_step_accuracy", "stopped_early", "robust_accuracy"} <= metrics.keys()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import yaml
 
 from morel_core.config import (
     AttackConfig,
+    AwpConfig,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type] = {
 }
 PUBLISHED = ["cifar10_resnet18", "cifar10_wrn34_10", "cifar100_resnet18", "cifar100_wrn34_10"]
 LARGE_BATCH = [f"{name}_large_batch" for name in PUBLISHED]
+STRONG = "cifar10_resnet18_strong"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -52,13 +54,15 @@ def experiment(name: str) -> ExperimentConfig:
     evaluation = sections.pop("evaluation")
     attack = AttackConfig(**evaluation.pop("attack"))
     built["evaluation"] = EvaluationConfig(attack=attack, **evaluation)
+    if "awp" in sections.get("training", {}):
+        sections["training"]["awp"] = AwpConfig(**sections["training"]["awp"])
     for key, section in sections.items():
         built[key] = SECTIONS[key](**section)
     return ExperimentConfig(**built)
 
 
 def test_the_recipes_are_all_there() -> None:
-    assert {"digits", "fashion_mnist", *PUBLISHED, *LARGE_BATCH} <= set(NAMES)
+    assert {"digits", "fashion_mnist", STRONG, *PUBLISHED, *LARGE_BATCH} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,6 +107,20 @@ def test_objective_attack_and_data_of_the_publication(name: str) -> None:
         assert config.model.name == "resnet18"
 
 
+@pytest.mark.parametrize("name", PUBLISHED + LARGE_BATCH)
+def test_what_was_not_published_is_off(name: str) -> None:
+    """No option of stronger training, and none of faster passes."""
+    config = experiment(name)
+    assert config.training == TrainingConfig(epochs=100, batch_size=config.training.batch_size)
+    assert config.data == DataConfig(
+        name=config.data.name, holdout=1000, augmentation="crop_flip", crop_padding=4
+    )
+    assert config.optimizer.clip_norm is None
+    assert not config.optimizer.no_decay_on_norm_and_bias
+    assert config.objective.scalarisation == "weighted_sum"
+    assert config.objective.label_smoothing == 0.0
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_optimiser_of_the_publication(name: str) -> None:
     config = experiment(name)
@@ -129,3 +147,16 @@ def test_optimiser_of_the_large_batches(name: str) -> None:
     )
     text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     assert "NOT a published setting" in text.splitlines()[0]
+
+
+def test_the_strong_recipe_is_the_published_one_but_for_what_it_says() -> None:
+    """Objective and network are the published ones, every other value names its source."""
+    strong, published = experiment(STRONG), experiment("cifar10_resnet18")
+    assert strong.model == published.model
+    assert dataclasses.replace(strong.objective, label_smoothing=0.0) == published.objective
+    assert strong.evaluation == published.evaluation
+    assert (strong.data.augmentation, strong.data.erasing) == ("idbh", 0.5)
+    assert strong.training.ema_decay == 0.995
+    assert strong.training.awp == AwpConfig(gamma=0.005, warmup_epochs=10)
+    text = (RECIPES / f"{STRONG}.yaml").read_text(encoding="utf-8")
+    assert "NOT a published" in text.partition("seed:")[0]
