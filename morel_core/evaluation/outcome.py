@@ -144,7 +144,7 @@ class EvaluationResult(Mapping[str, Outcome]):
         }
 
     def to_json(self) -> str:
-        """`record`, with the per-image outcomes as strings of 0 and 1; see docs/adr/0006."""
+        """`record`, with the per-image outcomes as strings of 0 and 1; see docs/adr/0007."""
         record = self.record()
         for name, outcome in self.outcomes.items():
             entry = record["outcomes"][name]

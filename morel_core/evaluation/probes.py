@@ -80,7 +80,7 @@ def examine(
     - ``extreme_logits``: for half of the images the largest logit leads by more than −ln of the
       smallest normal number of the logits' type (87 in fp32): the softmax of all other classes is
       zero or nearly so, and the cross-entropy's gradient with it. Training on a cross-entropy in
-      fp32 does not lead there: its own gradient ends at 17.
+      fp32 does not lead there: at 17 the right class's probability is 1 and no longer pushed.
     - ``zero_gradient``: the margin loss max_{k≠y} z_k − z_y has an input gradient of exactly zero.
     - ``vanishing_gradient``: it has one, but that of the cross-entropy is zero or below the normal
       numbers. Both at the uniform start of an attack, for more than 1 % of the images that are
@@ -88,7 +88,7 @@ def examine(
     - ``robust_at_huge_eps``: PGD-20 in a ball that holds the uniformly grey image for every image
       (ℓ∞: 0.5; ℓ2: √d/2) leaves more images right than grey does, which is about one in K of K
       classes; the lower end of the 95 % interval counts. Painting all images grey would be the
-      stronger attack (Carlini et al. 2019, section 3.3.3), so PGD fails where an adversarial image
+      stronger attack (Carlini et al. 2019), so PGD fails where an adversarial image
       is known to exist. It starts from the image itself: a random start would hide a missing
       gradient.
 
@@ -117,9 +117,8 @@ def examine(
             at = project(images + uniform_in_ball(noise, eps, norm), images, eps, norm)
             parts.append(_passes(net, images, labels, at, norm))
         grey = correct_predictions(net, torch.full_like(as_images(x[:1]), 0.5), y).cpu()
-        limit = -math.log(torch.finfo(_logits(net, as_images(x[:1])).dtype).tiny)
     seen = _Passes(*(torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True)))
-    return [*_of_outputs(seen, limit), *_of_gradients(seen), *_of_huge_eps(seen, grey)]
+    return [*_of_outputs(seen), *_of_gradients(seen), *_of_huge_eps(seen, grey)]
 
 
 def _columns(passes: _Passes) -> list[Tensor]:
@@ -167,8 +166,9 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return margin_size, ce_size
 
 
-def _of_outputs(seen: _Passes, limit: float) -> list[Finding]:
+def _of_outputs(seen: _Passes) -> list[Finding]:
     findings: list[Finding] = []
+    limit = -math.log(torch.finfo(seen.margin.dtype).tiny)
     distance, median = seen.distance.amax().item(), seen.margin.median().item()
     if distance > SAME_OUTPUT:
         findings.append(

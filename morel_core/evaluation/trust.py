@@ -27,7 +27,8 @@ AUTOATTACK_TOLERANCE = 0.002
 own bound for that (``alpha`` of its ``check_square_sr``)."""
 LOSS_TOLERANCE = 0.07
 """The same after weaker attacks, which honest networks leave something to: from PGD to AutoAttack,
-of which Square is a part, MART (Wang et al. 2020) loses seven points without masking anything."""
+of which Square is a part, MART (Wang et al. 2020) loses seven points on CIFAR-10 without masking
+anything."""
 TARGETED = ("apgd-t", "autoattack")
 MARGIN_LOSSES = ("cw", "apgd-dlr", "fab", "fab-t", *TARGETED)
 """Attacks on the difference of logits rather than on cross-entropy."""
@@ -63,9 +64,9 @@ def suspicious(result: EvaluationResult) -> list[Finding]:
     - ``not_converged``: PGD with more steps or more restarts, otherwise the same, has an accuracy
       outside the 95 % interval of that with fewer, which had steps enough to cross its ball.
 
-    The first two are signs of gradient masking (Athalye et al. 2018, section 3.1; Carlini et al.
-    2019, section 3.3.2); the last one says which number is not to be quoted. An accuracy that falls
-    from PGD to AutoAttack is by itself no finding.
+    The first two are signs of gradient masking (Athalye et al. 2018; Carlini et al. 2019); the last
+    one says which number is not to be quoted. An accuracy that falls from PGD to AutoAttack is by
+    itself no finding.
 
     Args:
         result: of attacks on the same images; what an evaluation recorded will do.
