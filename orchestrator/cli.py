@@ -117,7 +117,7 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "target",
         help="run name or id (of a search: its winner), checkpoint folder, or a model's name with "
-        "--weights, as in torchvision/resnet18, timm/resnet18, wrn-34-10",
+        "--weights, as in torchvision/resnet18, timm/resnet18, digits_cnn",
     )
     sub.add_argument(
         "--weights", metavar="FILE",
@@ -169,7 +169,10 @@ def radius(text: str) -> float:
     """``8/255`` or ``0.03`` as a number."""
     from orchestrator.config import number
 
-    return float(number(text))
+    try:
+        return float(number(text))
+    except MorelError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add(commands: Any, name: str, command: Command, summary: str) -> argparse.ArgumentParser:

@@ -1,14 +1,16 @@
-"""Robust evaluation: a target, attacks by name, shards of work, and who computes them.
+"""Robust evaluation of a target: which attacks, on which images, and what came out.
 
-evaluation = evaluate_model(module, config, ["pgd50", "square"], num_images=1000, workers=4)
-evaluation.result["pgd50_linf_8-255"].accuracy
+    evaluation = evaluate_model(module, config, ["pgd50", "square"], num_images=1000, workers=4)
+    evaluation.result["pgd50_linf_8-255"].accuracy
+
+The work is divided in `orchestrator.shards` and done in `orchestrator.runners`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from morel_core.attacks import PGD, Attack, AutoAttack, AutoAttackPart, Transfer
 from morel_core.attacks.catalogue import Preset, at_radii, make_attacks, preset
 from morel_core.config import AttackConfig
-from morel_core.data import Pool, load_data
+from morel_core.data import load_data
 from morel_core.errors import ConfigError, MorelError
 from morel_core.evaluation import (
     CLEAN,
@@ -31,21 +33,10 @@ from morel_core.evaluation import (
 )
 from morel_core.evaluation.measure import outcome_of
 from orchestrator import outcomes, storage
-from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.config import RunConfig
 from orchestrator.outcomes import Evaluation
-from orchestrator.shards import (
-    InProcess,
-    Job,
-    OnRay,
-    Runner,
-    Shard,
-    ShardStore,
-    Split,
-    Work,
-    file_name,
-    split_of,
-)
+from orchestrator.runners import Job, Place, Runner, runner
+from orchestrator.shards import Shard, ShardStore, Split, Work, file_name, split_of
 from orchestrator.targets import Target, module_target
 
 DEFAULT_ATTACKS = ("pgd20",)
@@ -54,7 +45,7 @@ PROBED_IMAGES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(Place):
     """What to measure, on which images, and where."""
 
     attacks: Sequence[str] | Mapping[str, Attack] = ()
@@ -70,11 +61,6 @@ class Request:
     """The first so many; default: all."""
     seed: int | None = None
     """Default: ``evaluation.seed``."""
-    workers: int = 0
-    """Ray tasks at a time; 0 or 1: this process alone, without Ray."""
-    gpus_per_worker: float | None = None
-    """Default: 1 with ``device`` cuda, else 0."""
-    device: str = "cpu"
     checks: bool = True
     """Look for signs that the numbers deceive."""
 
@@ -100,6 +86,10 @@ class Status:
 class View(Protocol):
     """Who is told."""
 
+    def say(self, text: str) -> None:
+        """What happens once."""
+        ...
+
     def update(self, status: Status) -> None:
         """An attack begins, or a shard of it is done."""
         ...
@@ -107,6 +97,9 @@ class View(Protocol):
 
 class Unseen:
     """Nobody is."""
+
+    def say(self, text: str) -> None:
+        """See `View`."""
 
     def update(self, status: Status) -> None:
         """See `View`."""
@@ -123,11 +116,11 @@ def evaluate_target(target: Target, request: Request, view: View | None = None) 
         MorelError: an unknown attack or device, weights that do not fit, more images than there
             are, or workers, GPUs or a storage that are not there.
     """
-    config = target.config
+    config, view = target.config, view or Unseen()
     attacks = choose_attacks(request, config.evaluation.attack)
-    check_where(request, config)
+    request.check(config)
     storage.check_writable(config.storage_path)
-    data = load_data(config.data, device_here(request))
+    data = load_data(config.data, request.device_here)
     source = split_of(data, request.split)
     check_images(request, len(source))
     net = target.load(data.shape, data.num_classes)
@@ -143,12 +136,14 @@ def evaluate_target(target: Target, request: Request, view: View | None = None) 
         num_images=request.num_images or len(source),
         chunk_size=config.evaluation.batch_size,
         seed=config.evaluation.seed if request.seed is None else request.seed,
-        device=device_there(request),
+        device=request.device_there,
         model=model_hash(net),
     )
     store = ShardStore(target.folder, work)
+    if request.workers > 1:
+        view.say(f"{request.workers} workers; starting Ray")
     with runner(work, source, request, config) as run:
-        chunks = measure(work, store, run, view or Unseen(), max(1, request.workers))
+        chunks = measure(work, store, run, view, max(1, request.workers))
         # A part's numbers never stand where those of the whole split do.
         part = "" if work.num_images == len(source) else f"_first{work.num_images}"
         result = collect(work, chunks, request.split + part)
@@ -181,7 +176,8 @@ def evaluate_model(
         module: maps images in [0, 1] to logits. With workers it travels pickled: its class must be
             importable on every node.
         config: its ``data``, ``evaluation`` and ``storage_path`` count.
-        attacks: names of the catalogue, or attacks by name.
+        attacks: names of the catalogue, or attacks by name. What one's ``describe`` says has to
+            tell it from all others: it is how its finished shards are found again.
         name: for the record.
         view: told of the progress.
         request: further fields of `Request`.
@@ -224,7 +220,7 @@ def seeded(attack: Attack, seed: int | None) -> Attack:
 def transfers(attacks: Mapping[str, Attack], source: nn.Module, name: str) -> dict[str, Attack]:
     """What each PGD of ``attacks`` makes on ``source``, as attacks of their own."""
     made = [
-        Transfer(attack=attack, source=source, source_name=file_name(name))
+        Transfer(attack=attack, source=source, source_name=file_name(Path(name).name))
         for attack in attacks.values()
         if isinstance(attack, PGD)
     ]
@@ -238,71 +234,6 @@ def check_images(request: Request, there: int) -> None:
     asked = request.num_images
     if asked is not None and not 1 <= asked <= there:
         raise MorelError(f"--num-images {asked}: 1 to {there} are in {request.split}")
-
-
-# --- where it runs -------------------------------------------------------------------------------
-
-
-def check_where(request: Request, config: RunConfig) -> None:
-    """Raise `MorelError` unless the device and the workers asked for can be had."""
-    if request.workers < 0:
-        raise MorelError(f"--workers {request.workers}: 0 (this process) or more")
-    if request.workers <= 1:
-        check_device(device_here(request))
-    elif cluster_address(config) is None:
-        check_gpus(request, local_resources()[1])
-
-
-def check_device(device: str) -> None:
-    """Raise `MorelError` unless this machine has ``device``."""
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    here = ["cpu", *(["cuda", *gpus] if gpus else [])]
-    if device not in here:
-        raise MorelError(f"--device {device}: this machine has {', '.join(here)}")
-
-
-def check_gpus(request: Request, there: float) -> None:
-    """Raise `MorelError` if the workers ask for more GPUs than are ``there``."""
-    each = gpus_each(request)
-    if request.workers * each > there:
-        raise MorelError(
-            f"--gpus-per-worker {each:g}: {request.workers} workers × {each:g} = "
-            f"{request.workers * each:g} GPUs, but {there:g} are there: ask for fewer, or give a "
-            "larger cluster with cluster.address"
-        )
-
-
-def gpus_each(request: Request) -> float:
-    """GPUs of one worker."""
-    if request.gpus_per_worker is not None:
-        return request.gpus_per_worker
-    return 1.0 if request.device.startswith("cuda") else 0.0
-
-
-def device_there(request: Request) -> str:
-    """Where the shards are measured."""
-    if request.workers <= 1 and request.device != "cpu":
-        return request.device
-    return "cuda" if gpus_each(request) > 0 else "cpu"
-
-
-def device_here(request: Request) -> str:
-    """Where this process keeps the images."""
-    return device_there(request) if request.workers <= 1 else "cpu"
-
-
-@contextmanager
-def runner(work: Work, source: Pool, request: Request, config: RunConfig) -> Generator[Runner]:
-    """Who computes, for the time inside."""
-    if request.workers <= 1:
-        yield InProcess(work, source)
-        return
-    with ray_session(config, dashboard=False) as (cpus, gpus):
-        check_gpus(request, gpus)
-        each = float(config.scaling.cpus_per_worker)
-        if cluster_address(config) is None:  # more workers than a machine has CPUs share them
-            each = min(each, cpus / request.workers)
-        yield OnRay(work, workers=request.workers, cpus=each, gpus=gpus_each(request))
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""An evaluation in shards: what one measures, where its outcome is kept, and who computes it.
+"""An evaluation in shards: what one measures, and where its outcome is kept.
 
 A shard is one attack on one chunk of images. Its outcome depends on nothing else, so that any
 number of processes may share the shards, a lost one is measured again alone, and an evaluation
@@ -10,38 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from morel_core.attacks import Attack, AutoAttack, AutoAttackPart, Transfer, autoattack_checks
-from morel_core.config import DataConfig, Norm
-from morel_core.data import Dataset, Pool, load_data
-from morel_core.errors import MorelError
-from morel_core.evaluation import (
-    CLEAN,
-    ChunkOutcome,
-    Finding,
-    as_images,
-    examine,
-    measure_chunk,
-    model_hash,
-    package_versions,
-)
+from morel_core.attacks import Attack, Transfer
+from morel_core.config import DataConfig
+from morel_core.data import Dataset, Pool
+from morel_core.evaluation import CLEAN, ChunkOutcome, model_hash, package_versions
 from orchestrator import storage
-from orchestrator.failures import failure_reason
-
-if TYPE_CHECKING:
-    from ray import ObjectRef
 
 FORMAT = 1  # of a shard's file
 NONE: dict[str, Any] = {"attack": "none"}
-RETRIES = 3  # of a shard whose process or node was lost
 Split = Literal["test", "holdout"]
 
 
@@ -82,162 +64,9 @@ class Shard:
     chunk: int
 
 
-Job = tuple[Shard, Tensor | None]
-"""A shard, and which of its images are right when clean."""
-
-
-# --- measuring -----------------------------------------------------------------------------------
-
-
 def split_of(data: Dataset, split: Split) -> Pool:
     """The images of ``split``."""
     return data.test if split == "test" else data.holdout
-
-
-class Measurer:
-    """Network, attacks and images of an evaluation, loaded once in a process."""
-
-    def __init__(self, work: Work, source: Pool | None = None) -> None:
-        self.work = work
-        self.source = source or split_of(load_data(work.data, work.device), work.split)
-        if self.source.digest().hex() != work.images:
-            raise MorelError(
-                f"data.name = {work.data.name!r}: this node's images are not the driver's: check "
-                "data.root (or MOREL_DATA_ROOT) there"
-            )
-        self.net = work.net.to(work.device)
-        for attack in work.attacks.values():
-            if isinstance(attack, Transfer):
-                attack.source.to(work.device)
-
-    def measure(self, shard: Shard, clean: Tensor | None) -> ChunkOutcome:
-        """The outcome of one shard."""
-        indices = self.work.indices(shard.chunk)
-        return measure_chunk(
-            self.net,
-            self.source.fetch(indices),
-            self.source.labels[indices],
-            None if shard.attack == CLEAN else self.work.attacks[shard.attack],
-            seed=self.work.seed,
-            chunk=shard.chunk,
-            clean=clean,
-        )
-
-    def probe(self, num_images: int, eps: float, norm: Norm) -> list[Finding]:
-        """What the network gives reason to doubt, on the first images: see `examine`.
-
-        With AutoAttack among the attacks, also what its package warns of.
-        """
-        indices = torch.arange(min(num_images, self.work.num_images))
-        x, y = self.source.fetch(indices), self.source.labels[indices]
-        seed = self.work.seed
-        findings = examine(
-            self.net, x, y, eps=eps, norm=norm, seed=seed, batch_size=self.work.chunk_size
-        )
-        if any(isinstance(a, AutoAttack | AutoAttackPart) for a in self.work.attacks.values()):
-            said = autoattack_checks(self.net, as_images(x), y, eps=eps, norm=norm, seed=seed)
-            findings += [Finding("autoattack", message, {}) for message in said]
-        return findings
-
-
-class Runner(Protocol):
-    """Who computes."""
-
-    def shards(self, jobs: Iterable[Job]) -> Iterator[tuple[Shard, ChunkOutcome]]:
-        """Their outcomes, in the order in which they are done."""
-        ...
-
-    def probe(self, num_images: int, eps: float, norm: Norm) -> list[Finding]:
-        """See `Measurer.probe`."""
-        ...
-
-
-class InProcess:
-    """Shard by shard in this process, which has the images ``source`` already."""
-
-    def __init__(self, work: Work, source: Pool) -> None:
-        self.measurer = Measurer(work, source)
-
-    def shards(self, jobs: Iterable[Job]) -> Iterator[tuple[Shard, ChunkOutcome]]:
-        """See `Runner`."""
-        for shard, clean in jobs:
-            yield shard, self.measurer.measure(shard, clean)
-
-    def probe(self, num_images: int, eps: float, norm: Norm) -> list[Finding]:
-        """See `Runner`."""
-        return self.measurer.probe(num_images, eps, norm)
-
-
-class OnRay:
-    """At most ``workers`` shards at a time, each a Ray task with ``cpus`` and ``gpus``.
-
-    A task whose process or node is lost is repeated elsewhere, up to `RETRIES` times. Network and
-    attacks travel once to each node, through Ray's object store.
-    """
-
-    def __init__(self, work: Work, *, workers: int, cpus: float, gpus: float) -> None:
-        import ray
-
-        self.workers = workers
-        self.work = ray.put(work)
-        self.threads = max(1, int(cpus))
-        self.task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(in_worker)
-
-    def shards(self, jobs: Iterable[Job]) -> Iterator[tuple[Shard, ChunkOutcome]]:
-        """See `Runner`."""
-        import ray
-
-        jobs = iter(jobs)
-        running: dict[Any, Shard] = {}
-        while True:
-            for shard, clean in islice(jobs, self.workers - len(running)):
-                running[self._start("measure", shard, clean)] = shard
-            if not running:
-                return
-            (done, *_), _ = ray.wait(list(running))
-            shard = running.pop(done)
-            yield shard, _result(done, f"chunk {shard.chunk} under {shard.attack}")
-
-    def probe(self, num_images: int, eps: float, norm: Norm) -> list[Finding]:
-        """See `Runner`."""
-        return _result(self._start("probe", num_images, eps, norm), "the examination of the model")
-
-    def _start(self, method: str, *arguments: Any) -> Any:
-        # Inside a list the reference is handed over as it is, not what it refers to.
-        return self.task.remote([self.work], self.threads, method, *arguments)
-
-
-def in_worker(work: list[ObjectRef[Work]], threads: int, method: str, *arguments: Any) -> Any:
-    """A method of `Measurer` in a Ray worker's process, which keeps it for the next task."""
-    torch.set_num_threads(threads)
-    return getattr(_measurer(work[0]), method)(*arguments)
-
-
-@lru_cache(maxsize=1)
-def _measurer(work: ObjectRef[Work]) -> Measurer:
-    import ray
-
-    return Measurer(ray.get(work))
-
-
-def _result(reference: Any, what: str) -> Any:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, MorelError):
-            raise error.cause from None
-        raise
-    except RayError as error:
-        raise MorelError(
-            f"{what} was lost {RETRIES + 1} times ({failure_reason(error)}): the same command goes "
-            "on with what is missing"
-        ) from error
-
-
-# --- keeping -------------------------------------------------------------------------------------
 
 
 class ShardStore:
@@ -323,8 +152,8 @@ def identity(attack: Attack) -> dict[str, Any]:
 
 
 def file_name(text: str) -> str:
-    """``text`` with what a file's name should not hold replaced."""
-    return re.sub(r"[^\w.+-]", "_", text)
+    """``text`` without what a file's or a metric's name must not hold."""
+    return re.sub(r"[^\w.-]", "_", text)
 
 
 def fingerprint(content: Any) -> str:

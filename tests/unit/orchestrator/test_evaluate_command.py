@@ -128,6 +128,7 @@ def test_the_command_prints_a_table_and_says_how_far_it_is(folder, capsys):
             ["--workers", "2", "--gpus-per-worker", "1"],
             "--gpus-per-worker 1: 2 workers × 1 = 2 GPUs, but 0 are there: ask for fewer",
         ),
+        (["--workers", "2", "--gpus-per-worker", "-1"], "--gpus-per-worker -1: 0 or more"),
         (["--workers", "2", "--device", "cuda"], "--gpus-per-worker 1: 2 workers × 1 = 2 GPUs"),
         (["modle.width=3"], "modle = {'width': 3}: unknown key; did you mean 'model'?"),
         (["--attacks", "square", "--transfer-from", "SELF"], "--transfer-from: PGD makes the"),
@@ -141,6 +142,22 @@ def test_mistakes(folder, capsys, monkeypatch, options, said):
     assert out == ""
     assert err.startswith(f"morel: {said}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--eps", "8/0"], "argument --eps: '8/0' divides by zero"),
+        (["--eps", "wide"], "argument --eps: invalid radius value: 'wide'"),
+        (["--preset", "full"], "argument --preset: invalid choice: 'full'"),
+        (["--workers", "two"], "argument --workers: invalid int value: 'two'"),
+    ],
+)
+def test_mistakes_that_are_no_values(folder, capsys, options, said):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", str(folder), *options])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused(folder, tmp_path, capsys):
@@ -159,7 +176,7 @@ def test_images_made_on_another_network(folder, tracking, tmp_path):
     target = find_target(str(folder), tracking, {})
     result = evaluate_target(target, quiet("pgd2", transfer_from=target)).result
     (name,) = [name for name in result if name.startswith("transfer_")]
-    assert name.endswith("_pgd2_linf_0.05")
+    assert name == f"transfer_{folder.name}_pgd2_linf_0.05"
     assert not result[name].white_box
     # Made on itself, they are its own.
     assert torch.equal(result[name].correct, result["pgd2_linf_0.05"].correct)

@@ -15,8 +15,9 @@ from morel_core.attacks import Transfer
 from morel_core.data import load_data
 from morel_core.evaluation import ChunkOutcome, model_hash
 from orchestrator import storage
-from orchestrator.evaluate import evaluate_model
-from orchestrator.shards import Measurer, Shard, ShardStore, Work
+from orchestrator.evaluate import Unseen, evaluate_model
+from orchestrator.runners import Measurer
+from orchestrator.shards import Shard, ShardStore, Work
 
 WEAK = PGD(eps=0.05, step_size=0.02, num_steps=2, init="uniform")
 ATTACKS = {"weak": WEAK, "strong": dataclasses.replace(WEAK, num_steps=5)}
@@ -72,7 +73,7 @@ class Interrupted(Exception):
     pass
 
 
-class Breaks:
+class Breaks(Unseen):
     """A view that ends the command after some shards, as a kill would."""
 
     def __init__(self, after):
@@ -215,7 +216,7 @@ def test_a_node_with_other_images_is_refused(work):
 def test_progress_adds_up(net, tiny_config):
     seen = []
 
-    class Watching:
+    class Watching(Unseen):
         def update(self, status):
             seen.append(status)
 
