@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types contracts unit install clean
+.PHONY: demo test lint types contracts unit long install clean
 
 # A search over MOREL's loss weights, temperature and attack on scikit-learn's digits.
 demo: $(STAMP)
@@ -32,6 +32,10 @@ contracts: $(STAMP)
 # In two processes: the tests of the session's Ray, which mostly wait, and all others.
 unit: $(STAMP)
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+# AutoAttack on its authors' ResNet-18 and real CIFAR-10 (in MOREL_DATA_ROOT): over ten minutes.
+long: $(STAMP)
+	$(BIN)/pytest -m long
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
