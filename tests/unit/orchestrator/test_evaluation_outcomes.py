@@ -197,3 +197,23 @@ def test_warnings_are_shown_with_their_reason(tiny_config, console):
         {"code": "square", "reason": "Square broke [3] images more", "evidence": {"images": 3.0}}
     ]
     assert evaluation.record()["warnings"] is None  # nobody has looked
+
+
+def test_a_masked_network_is_flagged_and_an_honest_one_is_not(tiny_config):
+    honest = linear(0)
+    masked = nn.Sequential(honest, Scale(1e5))
+    codes = [
+        {found.code for found in evaluate_model(net, tiny_config, ["pgd2"]).findings or ()}
+        for net in (honest, masked)
+    ]
+    assert codes[0] == set()
+    assert "extreme_logits" in codes[1]
+
+
+class Scale(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits):
+        return logits * self.factor
