@@ -11,7 +11,7 @@ from torch import nn
 from morel_core import PGD, EvaluationResult, MorelError, evaluate
 from morel_core.attacks import AutoAttack
 from morel_core.attacks.ball import project
-from morel_core.evaluation import measure_chunk, model_hash, outcome_of
+from morel_core.evaluation import measure, measure_chunk, model_hash, outcome_of
 from morel_core.evaluation.provenance import from_ranges, package_versions, to_ranges
 from morel_core.seeding import generator
 
@@ -105,6 +105,25 @@ def test_chunks_in_any_order_are_the_evaluation(net, images, labels, attack):
     assert joined.record().keys() == expected.record().keys()
     assert 0 < joined.accuracy < 1
     assert joined.correct.device.type == "cpu"
+
+
+def test_ranks_measure_every_chunk_once(net, images, labels, monkeypatch):
+    """What three ranks measure adds up to the whole; the last has no chunk at all."""
+    team = Team(Push(0.02, name="a"), Push(0.2, name="b"))
+    whole = evaluate(net, images, labels, {"team": team}, batch_size=25)["team"]
+    clean = labels == net.eval()(images).argmax(1)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(measure, "world_size", lambda: 3)
+        monkeypatch.setattr(measure, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(
+            measure, "sum_over_ranks", lambda table: clean[None] if len(table) == 1 else table
+        )
+        parts.append(evaluate(net, images, labels, {"team": team}, batch_size=25)["team"])
+    assert [int(part.correct.sum()) > 0 for part in parts] == [True, True, False]
+    assert torch.equal(sum(part.correct.int() for part in parts), whole.correct.int())
+    for name, stage in whole.stages.items():
+        assert torch.equal(sum(part.stages[name].int() for part in parts), stage.int())
 
 
 def test_clean_outcomes_may_be_handed_over(net, images, labels):
