@@ -26,9 +26,9 @@ from morel_core.step import train_step
 CONV, MATMUL = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 
 
-def small() -> MorelNet:
+def small(seed: int = 1) -> MorelNet:
     config = WideResNetConfig(depth=10, widen_factor=1, embed_dim=16)
-    return build_net(config, num_classes=4, shape=(3, 8, 8), seed=1)
+    return build_net(config, num_classes=4, shape=(3, 8, 8), seed=seed)
 
 
 def batch(seed: int, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,31 +38,80 @@ def batch(seed: int, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.
     return x, y, torch.randn(x.shape, generator=draws)
 
 
-def losses(net: MorelNet, passes: EncoderPasses, accuracy: str, steps: int) -> torch.Tensor:
-    objective = MorelObjective(ObjectiveConfig(accuracy=accuracy))
-    attack = PGD(eps=0.031, step_size=0.007, num_steps=3, loss=objective.attack_loss)
-    optimizer = make_optimizer(OptimizerConfig(lr=0.001), net)
-    seen = []
-    for step in range(steps):
-        x, y, noise = batch(step)
-        with passes.active():
+class Run:
+    """Training on batches that its number decides; ``step(i) -> loss``."""
+
+    def __init__(self, net: MorelNet, accuracy: str, lr: float, number: int = 0, **passes) -> None:
+        self.net = net
+        self.passes = EncoderPasses(net, **passes)
+        self.objective = MorelObjective(ObjectiveConfig(accuracy=accuracy))
+        self.attack = PGD(eps=0.031, step_size=0.007, num_steps=3, loss=self.objective.attack_loss)
+        self.optimizer = make_optimizer(OptimizerConfig(lr=lr), net)
+        self.number = number
+
+    def step(self, i: int) -> torch.Tensor:
+        x, y, noise = batch(1000 * self.number + i)
+        with self.passes.active():
             terms, finite = train_step(
-                net, objective, attack, optimizer, x, y, noise=noise, epoch=1, num_epochs=2
+                self.net,
+                self.objective,
+                self.attack,
+                self.optimizer,
+                x,
+                y,
+                noise=noise,
+                epoch=1,
+                num_epochs=2,
             )
         assert finite
-        seen.append(terms.total.detach())
-    return torch.stack(seen)
+        return terms.total.detach()
+
+    def losses(self, steps: int) -> torch.Tensor:
+        return torch.stack([self.step(i) for i in range(steps)])
+
+
+FAST = {"precision": "bf16", "channels_last": True}
+PUBLISHED_LR = 0.01
+
+
+@pytest.mark.parametrize("accuracy", ["mart", "loat", "at"])
+def test_each_bf16_loss_is_within_a_hundredth_at_the_published_learning_rate(accuracy):
+    """Each of 20 steps from the weights that fp32 has reached, attack included: bf16's own error.
+
+    TRADES is left out: its attack climbs a KL term that is nearly zero where it starts, so that
+    bf16's rounding decides signs. On this network, which learns its task within 20 steps, a step's
+    loss was off by up to 0.06; on a WRN-16-2 with CIFAR-10 a whole run's by less than 0.01.
+    """
+    for seed in (1, 2, 3):
+        plain = Run(small(seed), accuracy, PUBLISHED_LR, seed)
+        fast = Run(copy.deepcopy(plain.net), accuracy, PUBLISHED_LR, seed, **FAST)
+        for i in range(20):
+            fast.net.load_state_dict(plain.net.state_dict())
+            in_bf16, exact = fast.step(i).item(), plain.step(i).item()
+            assert in_bf16 == pytest.approx(exact, rel=1e-2)
+            assert in_bf16 != exact
+
+
+@pytest.mark.parametrize("accuracy", ["trades", "mart", "loat", "at"])
+def test_a_bf16_run_has_the_loss_of_an_fp32_run_at_the_published_learning_rate(accuracy):
+    """Over 20 steps, each going its own way, within a hundredth in the mean.
+
+    Not step by step: the loss is not smooth and signs of gradients move its images, so that fp32
+    with channels-last, which only sums in another order, parts from itself by up to 0.02 in a step.
+    """
+    plain = Run(small(), accuracy, PUBLISHED_LR)
+    fast = Run(copy.deepcopy(plain.net), accuracy, PUBLISHED_LR, **FAST)
+    expected = plain.losses(20).mean().item()
+    assert fast.losses(20).mean().item() == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize("accuracy", ["trades", "mart"])
 def test_bf16_losses_stay_within_a_hundredth_at_a_small_learning_rate(accuracy):
-    """At lr 0.001. At 0.01 the same runs part by up to 0.04, a narrow ResNet's by more:
-    trajectories of a loss that is not smooth diverge the faster the longer the steps."""
+    """At lr 0.001, where the runs hardly part."""
     net = small()
     fast = copy.deepcopy(net)
-    plain = losses(net, EncoderPasses(net), accuracy, 20)
-    passes = EncoderPasses(fast, precision="bf16", channels_last=True)
-    in_bf16 = losses(fast, passes, accuracy, 20)
+    plain = Run(net, accuracy, 0.001).losses(20)
+    in_bf16 = Run(fast, accuracy, 0.001, **FAST).losses(20)
     assert in_bf16.dtype == torch.float32
     assert not torch.equal(in_bf16, plain)
     assert ((in_bf16 - plain).abs() / plain).max() < 1e-2
@@ -212,8 +261,8 @@ def test_compiled_passes_train_the_same_network(monkeypatch, precision):
     compiled_by_tracing_alone(monkeypatch)
     net = small()
     twin = copy.deepcopy(net)
-    plain = losses(net, EncoderPasses(net, precision=precision), "trades", 2)
-    fast = losses(twin, EncoderPasses(twin, precision=precision, compile=True), "trades", 2)
+    plain = Run(net, "trades", 0.001, precision=precision).losses(2)
+    fast = Run(twin, "trades", 0.001, precision=precision, compile=True).losses(2)
     assert torch.allclose(plain, fast, rtol=1e-3 if precision == "bf16" else 1e-5)
     assert net.state_dict().keys() == twin.state_dict().keys()
 
