@@ -14,6 +14,7 @@ from morel_core.errors import ConfigError, check
 Norm = Literal["linf", "l2"]
 AttackLoss = Literal["auto", "ce", "kl"]
 Init = Literal["gaussian", "uniform", "none"]
+Iterate = Literal["last", "worst"]
 Accuracy = Literal["trades", "mart", "loat", "at", "custom"]
 Precision = Literal["fp32", "tf32", "bf16"]
 Scalarisation = Literal["weighted_sum", "chebyshev", "smooth_chebyshev"]
@@ -399,13 +400,18 @@ class RungConfig:
     epoch: int = 1
     """First epoch (counted from 1) that is measured so."""
     num_steps: int | None = None
-    """Steps of the evaluation attack, in its own ball."""
+    """Of the evaluation attack, as is step_size; its ball is the same on every rung."""
     step_size: float | None = None
+    restarts: int = 1
+    """Random starts; later ones attack only the images that are still right."""
+    iterate: Iterate = "last"
+    """worst: an image is broken as soon as any iterate is wrong."""
     num_images: int | None = None
     """Only the first so many held-out images."""
 
     def __post_init__(self) -> None:
         check(self.epoch >= 1, "epoch", self.epoch, "an epoch counted from 1")
+        check(self.restarts >= 1, "restarts", self.restarts, "must be >= 1")
         for key in ("num_steps", "num_images"):
             value = getattr(self, key)
             check(value is None or value >= 1, key, value, "null (evaluation's own) or >= 1")
@@ -448,13 +454,24 @@ class EvaluationConfig:
 
     def _check_rungs(self) -> None:
         """The first begins with training, each later than the one before, all in the same ball."""
-        last, seen = 0, set[tuple[int, int | None]]()
+        last, seen = 0, list[RungConfig]()
         for index, rung in enumerate(self.rungs):
             place = f"rungs[{index}]"
-            strength = (rung.num_steps or self.attack.num_steps, rung.num_images)
-            twin = "an earlier rung has its num_steps and num_images: numbers of both had one name"
-            check(strength not in seen, place, f"{strength[0]} steps", twin)
-            seen.add(strength)
+            whole = replace(
+                rung,
+                epoch=1,
+                num_steps=rung.num_steps or self.attack.num_steps,
+                step_size=rung.step_size or self.attack.step_size,
+            )
+            twin = "measures what an earlier rung does: leave it out"
+            check(whole not in seen, f"{place}.epoch", rung.epoch, twin)
+            seen.append(whole)
+            check(
+                rung.restarts == 1 or self.attack.init != "none",
+                f"{place}.restarts",
+                rung.restarts,
+                "1 with evaluation.attack.init: none, which starts every time from the same image",
+            )
             check(index > 0 or rung.epoch == 1, f"{place}.epoch", rung.epoch, "1 for the first")
             check(rung.epoch > last, f"{place}.epoch", rung.epoch, f"later than epoch {last}")
             last = rung.epoch

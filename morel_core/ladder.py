@@ -59,10 +59,14 @@ class Ladder(tuple[Rung, ...]):
 
 
 def _rung(number: int, config: RungConfig, whole: PGD, num_images: int | None) -> Rung:
+    step_size = config.step_size or whole.step_size
     attack = replace(
         whole,
         num_steps=config.num_steps or whole.num_steps,
-        step_size=config.step_size or whole.step_size,
+        step_size=step_size,
+        show_step=step_size != whole.step_size,
+        restarts=config.restarts,
+        iterate=config.iterate,
     )
     suffix = f"_first{config.num_images}" if config.num_images else ""
     return Rung(

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.records import evaluation_label, ladder_label, measured_with, ui_command
+from orchestrator.selection import VERIFYING, result_lines, verified_summary, with_interval
 from orchestrator.trials import Trial
 
 if TYPE_CHECKING:
@@ -32,37 +33,45 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def with_interval(values: Mapping[str, Any], key: str) -> str:
-    """``87.3 [83.2, 90.6]`` in per cent; a dash where it was not measured."""
-    if key not in values:
-        return "–"
-    low, high = percent(values[f"{key}_low"]), percent(values[f"{key}_high"])
-    return f"{percent(values[key])} [{low}, {high}]"
-
-
 def trial_table(trials: Sequence[Trial], attack: str, *, winner: Trial | None = None) -> Table:
     """All trials: the best epoch's held-out accuracies, and why each stopped."""
     table = Table(title_justify="left", caption_justify="left", header_style="bold")
+    with_rungs, with_verified = any(t.rung for t in trials), any(t.standing for t in trials)
     table.add_column("#", justify="right")
     table.add_column("trial", overflow="fold")
     table.add_column("clean %", justify="right")
     table.add_column("robust % [95 %]", justify="right", no_wrap=True)
+    if with_rungs:
+        table.add_column("rung", justify="right")
+    if with_verified:
+        table.add_column("verified % [95 %]", justify="right", no_wrap=True)
     table.add_column("epochs", justify="right")
     table.add_column("s", justify="right")
     table.add_column("why it stopped", overflow="fold")
     for trial in trials:
         mark = "* " if winner is not None and trial.run_id == winner.run_id else ""
-        table.add_row(
+        cells = [
             str(trial.number),
             Text(mark + trial.label),
             percent(trial.last.get("best_clean_accuracy")),
             with_interval(trial.last, "best_robust_accuracy"),
+            *([str(trial.rung or "–")] if with_rungs else []),
+            *([_verified_cell(trial)] if with_verified else []),
             str(trial.epoch),
             f"{trial.seconds:.0f}",
             Text(trial.reason or trial.state, style=STATES[trial.state]),  # it may hold brackets
-        )
+        ]
+        table.add_row(*cells)
     table.caption = f"held-out accuracies of each trial's best epoch; attack: {attack}"
     return table
+
+
+def _verified_cell(trial: Trial) -> Text:
+    """A candidate's verified accuracy, marked where it means nothing."""
+    if trial.verified is None:
+        return Text("…" if trial.standing == VERIFYING else "failed" if trial.standing else "–")
+    numbers = with_interval(trial.verified.worst_case, "accuracy")
+    return Text(f"{numbers} masked", style="red") if trial.verified.masking else Text(numbers)
 
 
 class SearchProgress:
@@ -104,6 +113,8 @@ class SearchProgress:
         head = f"trial {trial.number}/{self.total} {trial.label}: "
         if not trial.last and not trial.reason:
             return head + "started"
+        if trial.standing:
+            return head + trial.standing
         numbers = (
             f"epoch {trial.epoch}, clean {percent(trial.last.get('clean_accuracy'))} %, "
             f"robust {with_interval(trial.last, 'robust_accuracy')} %"
@@ -151,6 +162,8 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
                 "seconds": trial.seconds,
                 "params": trial.params,
                 **{key: trial.last.get(f"best_{key}") for key in keys},
+                "rung": trial.rung or None,
+                "verified": verified_summary(trial, result.winner),
                 "test": trial.test,
             }
             for trial in result.trials
@@ -164,16 +177,10 @@ def print_search(console: Console, result: SearchResult) -> None:
     table = trial_table(result.trials, ladder_label(search.base), winner=winner)
     table.title = f"{search.base.name}: {len(result.trials)} trials in {result.seconds:.0f} s"
     console.print(table)
-    if winner is None:
-        console.print("no trial was trained to the end and measured: there is no winner")
-    else:
-        console.print(
-            f"best: trial {winner.number} ({winner.label}), held-out robust accuracy "
-            f"{with_interval(winner.last, 'best_robust_accuracy')} %: the largest of several noisy "
-            "numbers, so biased upwards",
-            markup=False,
-        )
-        console.print(f"      on the test set: {test_line(winner.test)}", markup=False)
+    for line in result_lines(search, result.trials, winner):
+        console.print(line, markup=False)
+    if winner is not None:
+        console.print(f"On the test set: {test_line(winner.test)}", markup=False)
     print_where(console, search.base, result.recorded)
 
 

@@ -25,6 +25,7 @@ from orchestrator.config import (
     read_yaml,
     with_overrides,
 )
+from orchestrator.ladder import LadderConfig, check_ladder
 from orchestrator.parameters import ChoiceParameter, Parameter, SearchSpace, Values
 from orchestrator.space_builder import (
     build_baselines,
@@ -72,7 +73,7 @@ class SchedulerConfig:
     grace_period: int | None = None
     """asha, median: no trial stops before this many epochs; default 1."""
     reduction_factor: int | None = None
-    """asha: of so many trials at a rung one goes on; rungs are as far apart. Default 3."""
+    """asha: of so many trials at a milestone one goes on; they are as far apart. Default 3."""
 
     def __post_init__(self) -> None:
         if self.name != "none" and self.grace_period is None:
@@ -123,6 +124,7 @@ class SearchSettings:
     seed: int = 0
     """Of the searcher. What trials train with is the recipe's own ``seed``."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    ladder: LadderConfig = field(default_factory=LadderConfig)
     parameters: dict[str, Any] = field(default_factory=lambda: Values())
     baselines: dict[str, Any] = field(default_factory=lambda: Values())
 
@@ -248,9 +250,9 @@ def put(mapping: dict[str, Any], key: str, value: Any) -> None:
         name, _, rest = rest.rpartition(".")
         check(name in inner, "parameters", name or rest, suggestion(name or rest, list(inner)))
         inner = section_of(inner[name], f"parameters.{name}")
-    elif section == "baselines" and "." in rest:
+    elif section in ("baselines", "ladder") and "." in rest:
         name, _, rest = rest.partition(".")
-        inner[name] = section_of(inner.get(name) or {}, f"baselines.{name}")
+        inner[name] = section_of(inner.get(name) or {}, f"{section}.{name}")
         inner = cast(dict[str, Any], inner[name])
     elif section in ("searcher", "scheduler") and rest == "name" and inner.get("name") != value:
         inner.clear()
@@ -287,6 +289,7 @@ def _check_search(
     check_names(parameters, base)
     space = SearchSpace(parameters, build_baselines(settings.baselines, parameters, base))
     _check_counts(settings, space)
+    check_ladder(settings.ladder, settings.scheduler, base)
     check_points(space, base, settings.scheduler.grace_period)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     return SearchConfig(**values, name=name, source=source, space=space, base=base)
@@ -313,8 +316,14 @@ def _base(
         "scaling.gpus_per_worker": resources.gpus_per_worker,
     }
     try:
-        return with_overrides(compose(settings.recipe), {**fixed, **run_given, **scaling})
+        return with_overrides(
+            compose(settings.recipe),
+            {**fixed, **run_given, **settings.ladder.overrides(), **scaling},
+        )
     except ConfigError as error:
+        if settings.ladder.rungs and error.key.startswith("evaluation.rungs"):
+            place = error.key.replace("evaluation", "ladder", 1)
+            raise ConfigError(place, error.value, error.allowed) from None
         ours = any(f"{key}.".startswith(f"{error.key}.") for key in fixed if key not in run_given)
         raise (error.within("overrides") if ours else error) from None
 

@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from morel_core.ladder import Ladder
 from orchestrator.parameters import SearchSpace, Values
 from orchestrator.search_space import SearchConfig
 
@@ -82,16 +83,19 @@ class SpaceSearcher(Searcher):
     "baseline": name or None, "index": 0, 1, ...}``, in plain Python types.
 
     Results must hold ``epoch`` and ``num_epochs`` beside the metric. A trial that reached its last
-    epoch is told COMPLETE; one stopped before is told PRUNED with its intermediate values, which
-    TPE ranks by the furthest epoch, so that numbers of different rungs never compete; one that
-    crashed, diverged (``diverged`` true, or a metric that is not finite) or never measured is told
-    FAIL. One that crashed and reports again (a restored search reran it) is a new Optuna trial.
+    epoch is told COMPLETE. One stopped before is told PRUNED with its intermediate values, which
+    TPE ranks by the furthest epoch, so that numbers of different epochs, and with them of different
+    rungs, never compete; so is one that ran out of patience before the last rung of
+    ``evaluation.rungs``. One that crashed, diverged (``diverged`` true, or a metric that is not
+    finite) or never measured is told FAIL. One that crashed and reports again (a restored search
+    reran it) is a new Optuna trial.
     """
 
     def __init__(self, config: SearchConfig) -> None:
         super().__init__(metric=config.objective.metric, mode=config.objective.mode)
         self.total_trials = config.total_trials
         self._space: SearchSpace = config.space
+        self._last_rung = Ladder.of(config.base.evaluation).last.epoch
         self._grid = config.space.grid()
         self._plan = config.planned()[: self.total_trials]
         self._next = 0
@@ -183,7 +187,9 @@ class SpaceSearcher(Searcher):
             return TrialState.FAIL
         epoch, num_epochs = result.get("epoch"), result.get("num_epochs")
         short = epoch is None or num_epochs is None or epoch < num_epochs
-        if short and not result.get("stopped_early"):  # out of patience is an end of its own
+        if epoch is not None and result.get("stopped_early"):  # an end of its own, on the last rung
+            short = epoch < self._last_rung
+        if short:
             return TrialState.PRUNED if entry.epoch else TrialState.FAIL
         return TrialState.FAIL if value is None else TrialState.COMPLETE
 

@@ -171,7 +171,7 @@ def _run_workers(
     listener.start()
     trainer = TorchTrainer(
         worker.train_loop,
-        train_loop_config={"config": to_dict(config), "rungs": []},
+        train_loop_config={"config": to_dict(config), "milestones": []},
         scaling_config=worker.scaling_config(config),
         run_config=ray_train.RunConfig(
             name=config.name,

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from morel_core.errors import MorelError
 from orchestrator import records, storage
@@ -15,6 +15,9 @@ from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.search_space import SearchConfig
 from orchestrator.tracking import Recorder
+
+if TYPE_CHECKING:
+    from orchestrator.selection import Verified
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 
@@ -37,6 +40,10 @@ class Trial:
     checkpoint: str | None = None
     test: dict[str, float] = field(default_factory=lambda: dict[str, float]())
     """Final numbers on the test set: the winner's alone."""
+    verified: Verified | None = None
+    """Its numbers under the verification's attacks, if it was a candidate for the win."""
+    standing: str = ""
+    """Of a candidate: that it is being verified, then what came out."""
 
     @property
     def epoch(self) -> int:
@@ -53,17 +60,10 @@ class Trial:
         """Whether there is a best epoch."""
         return "best_epoch" in self.last
 
-
-def best_trial(trials: Sequence[Trial], metric: str, mode: str = "max") -> Trial | None:
-    """The best one of the longest runs that came to their own end: rungs do not mix."""
-    candidates = [t for t in trials if t.state == "finished" and t.measured and t.checkpoint]
-    sign = 1 if mode == "max" else -1
-    longest = max((trial.length for trial in candidates), default=0)
-    return max(
-        (trial for trial in candidates if trial.length == longest),
-        key=lambda trial: (sign * trial.last[f"best_{metric}"], -trial.number),
-        default=None,
-    )
+    @property
+    def rung(self) -> int:
+        """The rung of its best epoch, counted from 1; 0 in a search without rungs."""
+        return int(self.last.get("best_rung", 0))
 
 
 class View(Protocol):
@@ -117,7 +117,7 @@ class TrialBook:
         )
         self._trials[run_id] = trial
         self._record_start(trial, config)
-        self._show()
+        self.show()
         return trial
 
     def _record_start(self, trial: Trial, config: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class TrialBook:
             )
         trial.last = dict(report)
         trial.seconds = float(report.get("time_total_s", 0.0))
-        self._show()
+        self.show()
 
     def complete(self, tune_trial: Any) -> None:
         """A trial ended without an error, by itself or because it was stopped."""
@@ -225,9 +225,10 @@ class TrialBook:
                 "morel.checkpoint": trial.checkpoint or "",
             },
         )
-        self._show()
+        self.show()
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Let the view see what changed."""
         if self.view is not None:
             self.view.update(self.trials)
 
@@ -236,16 +237,3 @@ def error_text(tune_trial: Any) -> str | None:
     """The text of a failed trial's error: still local when Tune tells of it, later in storage."""
     local = Path(tune_trial.error_file or "")
     return local.read_text() if local.is_file() else tune_trial.get_error()
-
-
-def summary_note(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> str:
-    """Markdown for the search's page: what was searched, and what came out."""
-    lines = [f"**{search.name}** on `{search.recipe}`: {len(trials)} trials."]
-    if winner is not None:
-        low, high = (winner.last[f"best_robust_accuracy{end}"] for end in ("_low", "_high"))
-        lines.append(
-            f"Winner: trial {winner.number} ({winner.label}), held-out robust accuracy "
-            f"{winner.last['best_robust_accuracy']:.1%} [{low:.1%}, {high:.1%}]. It is the largest "
-            "of several noisy numbers and so biased upwards; the test numbers are not."
-        )
-    return "\n\n".join(lines)

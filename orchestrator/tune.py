@@ -20,14 +20,17 @@ from orchestrator.cluster import (
 )
 from orchestrator.config import to_dict
 from orchestrator.identity import check_identity
+from orchestrator.ladder import milestones
 from orchestrator.search_space import SearchConfig, check_resources
+from orchestrator.selection import choose, summary_note
 from orchestrator.tracking import Recorder
-from orchestrator.trials import Trial, TrialBook, View, best_trial, summary_note
+from orchestrator.trials import Trial, TrialBook, View
 from orchestrator.validate import check_fits
+from orchestrator.verify import record_verified, verify_candidates
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
-    *("time_budget_s", "max_concurrent", "source", "description"),
+    *("time_budget_s", "max_concurrent", "source", "description", "ladder.verify.top"),
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
 
@@ -39,22 +42,10 @@ class SearchResult:
     search: SearchConfig
     trials: list[Trial]
     winner: Trial | None
-    """Best held-out accuracy among the trials that got furthest; None if none was measured."""
+    """See `orchestrator.selection.choose`; None if no trial was measured."""
     seconds: float
     recorded: bool
     """False if MLflow lacks something that waits in the journal."""
-
-
-def rungs(search: SearchConfig) -> list[int]:
-    """Epochs at which ASHA compares trials, and at which they are saved."""
-    scheduler = search.scheduler
-    if scheduler.name != "asha" or not scheduler.grace_period or not scheduler.reduction_factor:
-        return []
-    epochs, levels = scheduler.grace_period, list[int]()
-    while epochs < search.base.training.epochs:
-        levels.append(epochs)
-        epochs *= scheduler.reduction_factor
-    return levels
 
 
 def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
@@ -101,7 +92,10 @@ def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
             )
             check_resources(search, *there)
             _fit(search, book, there)
-            winner = best_trial(book.trials, search.objective.metric, search.objective.mode)
+            if search.ladder.verify.top:
+                verify_candidates(search, book)
+            winner = choose(search, book.trials)
+            record_verified(book.trials, winner, recorder)
             if winner is not None:
                 measure_winner(search, winner, recorder)
             seconds = time.perf_counter() - started
@@ -141,6 +135,8 @@ def search_params(search: SearchConfig) -> dict[str, Any]:
         "search.num_trials": search.total_trials,
         "search.seed": search.seed,
         "search.metric": search.objective.metric,
+        "search.ladder": records.ladder_label(search.base),
+        "search.verify": ", ".join(search.ladder.verify.attacks) or "none",
         "search.workers_per_trial": search.resources.workers,
     }
 
@@ -203,14 +199,15 @@ def make_trainable(search: SearchConfig) -> Any:
     from orchestrator import worker
 
     base = to_dict(search.base)
+    saved_at = milestones(search.scheduler, search.base.training.epochs)
     if search.resources.workers > 1:
         trainable = ray_tune.with_parameters(
-            worker.multi_worker_trial, base=base, rungs=rungs(search)
+            worker.multi_worker_trial, base=base, milestones=saved_at
         )
         # The workers ask for theirs themselves: this is the driver function's alone.
         driver = ray_tune.PlacementGroupFactory([driver_resources()])
         return ray_tune.with_resources(trainable, driver)
-    trainable = ray_tune.with_parameters(worker.MorelTrial, base=base, rungs=rungs(search))
+    trainable = ray_tune.with_parameters(worker.MorelTrial, base=base, milestones=saved_at)
     asked = search.resources
     resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
     return ray_tune.with_resources(trainable, resources)
@@ -296,9 +293,9 @@ def finish_search(
     metrics = {"search.seconds": seconds, "search.trials": float(len(trials))}
     tags = {"morel.state": "finished"}
     if winner is not None:
-        metrics |= (
-            records.best_metrics(winner.last, records.evaluation_label(search.base)) | winner.test
-        )
+        metrics |= records.best_metrics(winner.last, records.evaluation_label(search.base))
+        metrics |= winner.verified.metrics if winner.verified else {}
+        metrics |= winner.test
         tags |= {"morel.winner_run": winner.run_id}
     recorder.finish(
         str(search.base.name),

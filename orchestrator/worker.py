@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import torch
 from ray import train, tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from morel_core import MorelError, Trainer
+from morel_core import MorelError, Trainer, evaluate
+from morel_core.attacks.catalogue import make_attacks
 from morel_core.data import Dataset
+from morel_core.evaluation import examine, suspicious
 from morel_core.export import export_model
+from morel_core.statistics import wilson_interval
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
@@ -49,9 +54,9 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     """One rank of a Ray Train run: train, report after each measured epoch, save now and then.
 
     Args:
-        loop_config: ``config``, the run's plain values, and ``rungs``, epochs to save at.
+        loop_config: ``config``, the run's plain values, and ``milestones``, epochs to save at.
     """
-    config, rungs = config_from(loop_config["config"]), loop_config["rungs"]
+    config, milestones = config_from(loop_config["config"]), loop_config["milestones"]
     set_threads(config.scaling.cpus_per_worker)
     from ray.train.torch import get_device
 
@@ -65,7 +70,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     saved = time.monotonic()
     for report in reports(trainer):
         report["device"] = device_name(device)
-        due = trainer.done or report["epoch"] in rungs
+        due = trainer.done or report["epoch"] in milestones
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
         if not (is_first and due):
             train.report(report)
@@ -89,12 +94,12 @@ class MorelTrial(tune.Trainable):
         self,
         config: dict[str, Any],
         base: dict[str, Any] | None = None,
-        rungs: list[int] | None = None,
+        milestones: list[int] | None = None,
     ) -> None:
         """Build the trainer of this trial: the search's base config with the trial's overrides."""
         if base is not None:
             self.base = config_from(base)
-            self.rungs = rungs or []
+            self.milestones = milestones or []
             self.data: Dataset | None = None
         run = with_overrides(self.base, config["overrides"])
         set_threads(run.scaling.cpus_per_worker)
@@ -116,7 +121,7 @@ class MorelTrial(tune.Trainable):
         """Train to the next measured epoch."""
         report = next(self.reports)
         due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
-        due |= report["epoch"] in self.rungs or self.trainer.done
+        due |= report["epoch"] in self.milestones or self.trainer.done
         return {
             **report,
             "device": device_name(self.trainer.device),
@@ -135,7 +140,7 @@ class MorelTrial(tune.Trainable):
         self.reports = reports(self.trainer)
 
 
-def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], rungs: list[int]) -> None:
+def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], milestones: list[int]) -> None:
     """A trial of several workers: Ray Train inside a Tune function."""
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -144,7 +149,7 @@ def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], rungs: list
     trial = tune.get_context().get_trial_id()
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": to_dict(run), "rungs": rungs},
+        train_loop_config={"config": to_dict(run), "milestones": milestones},
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints
@@ -170,12 +175,8 @@ def scaling_config(config: RunConfig) -> train.ScalingConfig:
     )
 
 
-def measure_final(values: dict[str, Any], checkpoint: train.Checkpoint) -> dict[str, Any]:
-    """Measure the best network of a run on the test set, once, and export it.
-
-    Returns:
-        ``record``: the evaluation's record; ``files``: name → content of the exported model.
-    """
+def load_best(values: dict[str, Any], checkpoint: train.Checkpoint) -> Trainer:
+    """The trainer of a finished run with its best network in place."""
     config = config_from(values)
     set_threads(config.scaling.cpus_per_worker)
     trainer = Trainer(config, device="cuda" if config.scaling.gpus_per_worker > 0 else "cpu")
@@ -184,6 +185,66 @@ def measure_final(values: dict[str, Any], checkpoint: train.Checkpoint) -> dict[
     if trainer.best is None:
         raise MorelError("the run ended before its first measurement: there is no best network")
     trainer.load_best()
+    return trainer
+
+
+def measure_verified(
+    values: dict[str, Any], checkpoint: train.Checkpoint, attacks: list[str], num_images: int | None
+) -> str:
+    """Measure the best network of a run on held-out images, and look for masked gradients.
+
+    Args:
+        values: the run's plain config, whose evaluation attack gives the ball.
+        checkpoint: of the run.
+        attacks: names as in `morel_core.attacks.catalogue`.
+        num_images: only the first so many held-out images; None: all.
+
+    Returns:
+        JSON: ``evaluation``, the record with its outcomes per image; ``worst_case`` over all
+        attacks; ``findings`` of `examine` and `suspicious`.
+    """
+    trainer = load_best(values, checkpoint)
+    settings, holdout = trainer.config.evaluation, trainer.data.holdout
+    indices = torch.arange(num_images or len(holdout))
+    x = holdout.fetch(indices).to(trainer.device)
+    y = holdout.labels[indices].to(trainer.device)
+    result = evaluate(
+        trainer.net,
+        x,
+        y,
+        make_attacks(attacks, settings.attack),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        split="holdout",
+    )
+    found = examine(
+        trainer.net,
+        x,
+        y,
+        eps=settings.attack.eps,
+        norm=settings.attack.norm,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+    )
+    right, n = int(result.worst_case().sum()), len(y)
+    low, high = wilson_interval(right, n)
+    return json.dumps(
+        {
+            "evaluation": json.loads(result.to_json()),
+            "worst_case": {"accuracy": right / n, "accuracy_low": low, "accuracy_high": high},
+            "findings": [asdict(finding) for finding in [*found, *suspicious(result)]],
+        },
+        indent=2,
+    )
+
+
+def measure_final(values: dict[str, Any], checkpoint: train.Checkpoint) -> dict[str, Any]:
+    """Measure the best network of a run on the test set, once, and export it.
+
+    Returns:
+        ``record``: the evaluation's record; ``files``: name → content of the exported model.
+    """
+    trainer = load_best(values, checkpoint)
     result = trainer.evaluate("test", {trainer.eval_attack.name: trainer.eval_attack})
     with tempfile.TemporaryDirectory(prefix="morel-export-") as folder:
         export_model(trainer.net, trainer.data.shape, Path(folder))

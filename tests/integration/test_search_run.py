@@ -12,8 +12,9 @@ import recorded
 import yaml
 
 from orchestrator.cli import main
+from orchestrator.ladder import milestones
 from orchestrator.search_space import SearchConfig, load_search
-from orchestrator.tune import SearchResult, rungs, tune
+from orchestrator.tune import SearchResult, tune
 
 SMALL = {
     "data.holdout": 60,
@@ -77,7 +78,7 @@ def test_search_records_parent_and_children(asha: SearchResult, shared_storage: 
 def test_asha_stops_the_worse_and_says_so(asha: SearchResult, shared_storage: Path) -> None:
     by_name = {trial.baseline: trial for trial in asha.trials}
     assert by_name["nil"].reason.startswith("ASHA stopped it at epoch")
-    assert by_name["nil"].epoch in rungs(asha.search)
+    assert by_name["nil"].epoch in milestones(asha.search.scheduler, 4)
     assert asha.winner is not None
     assert asha.winner.baseline in ("paper", "half")
     assert asha.winner.reason == "all 4 epochs trained"

@@ -30,6 +30,27 @@ def test_each_epoch_has_its_rung():
     assert ladder.numbered(1).attack == replace(ladder.last.attack, num_steps=1)
 
 
+def test_rungs_that_differ_have_names_of_their_own():
+    rungs = [
+        RungConfig(num_steps=2),
+        RungConfig(epoch=2, num_steps=2, step_size=0.01),
+        RungConfig(epoch=3, restarts=2),
+        RungConfig(epoch=4, restarts=2, iterate="worst"),
+    ]
+    assert [rung.label for rung in Ladder.of(evaluation(rungs))] == [
+        "pgd2_linf_0.05",
+        "pgd2_step0.01_linf_0.05",
+        "pgd3x2_linf_0.05",
+        "pgd3x2_worst_linf_0.05",
+    ]
+
+
+def test_restarts_need_a_random_start():
+    attack = replace(EVAL_ATTACK, init="none")
+    with pytest.raises(ConfigError, match=r"rungs\[0\].restarts = 2: 1 with"):
+        EvaluationConfig(attack=attack, rungs=[RungConfig(restarts=2)])
+
+
 def test_without_rungs_there_is_one_with_the_attacks_own_name():
     (only,) = Ladder.of(EvaluationConfig(attack=EVAL_ATTACK, num_images=7))
     assert (only.number, only.label, only.num_images) == (0, "pgd3_linf_0.05", 7)
@@ -44,8 +65,8 @@ def test_without_rungs_there_is_one_with_the_attacks_own_name():
             r"rungs\[1\].epoch = 1: later than epoch 1",
         ),
         (
-            [RungConfig(num_steps=2), RungConfig(epoch=3, num_steps=2, step_size=0.01)],
-            r"rungs\[1\] = '2 steps': an earlier rung has its num_steps and num_images",
+            [RungConfig(), RungConfig(epoch=2, num_images=9), RungConfig(epoch=3, num_steps=3)],
+            r"rungs\[2\].epoch = 3: measures what an earlier rung does",
         ),
         ([RungConfig(step_size=0.5)], r"rungs\[0\].step_size = 0.5: must be at most"),
     ],

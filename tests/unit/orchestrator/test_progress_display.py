@@ -21,8 +21,9 @@ from orchestrator.progress import (
     with_interval,
 )
 from orchestrator.records import ui_command
+from orchestrator.selection import choose
 from orchestrator.train import TrainResult
-from orchestrator.trials import TrialBook, best_trial
+from orchestrator.trials import TrialBook
 from orchestrator.tune import SearchResult
 
 
@@ -51,7 +52,7 @@ def finished_search(search, book):
     book.complete(stopped)
     failed.failure = "OSError: no [bold] space in [/tmp/x]"
     book.error(failed)
-    winner = best_trial(book.trials, "robust_accuracy")
+    winner = choose(search, book.trials)
     winner.test = {
         "test.clean": 0.95, "test.clean_low": 0.9, "test.clean_high": 0.97,
         f"test.robust.{ATTACK}": 0.6, f"test.robust.{ATTACK}_low": 0.55,
@@ -117,9 +118,9 @@ def test_end_of_a_search(console, finished_search):
     print_search(console, finished_search)
     shown = text(console)
     assert "hunt: 3 trials in 12 s" in shown
-    assert "best: trial 1 (paper), held-out robust accuracy 61.0 [56.0, 66.0] %" in shown
+    assert "Winner: trial 1 (paper), held-out robust accuracy 61.0 [56.0, 66.0] %" in shown
     assert "biased upwards" in shown
-    assert f"on the test set: clean 95.0 [90.0, 97.0] %, {ATTACK} 60.0 [55.0, 65.0] %" in shown
+    assert f"On the test set: clean 95.0 [90.0, 97.0] %, {ATTACK} 60.0 [55.0, 65.0] %" in shown
     assert f"look at the runs: {ui_command(finished_search.search.base)}" in shown
     assert "lacks" not in shown
 

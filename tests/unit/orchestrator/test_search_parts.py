@@ -1,4 +1,4 @@
-"""What a search decides before and around Ray: rungs, concurrency, schedulers, identity."""
+"""What a search decides before and around Ray: milestones, concurrency, schedulers, identity."""
 
 import json
 import stat
@@ -12,6 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from morel_core import ConfigError, MorelError
 from orchestrator import storage, tune
 from orchestrator.identity import check_identity
+from orchestrator.ladder import milestones
 from orchestrator.search_space import ResourcesConfig, SchedulerConfig, load_search
 
 
@@ -29,8 +30,8 @@ def with_scheduler(search, **settings):
         ({"name": "none"}, []),
     ],
 )
-def test_rungs(search, settings, epochs):
-    assert tune.rungs(with_scheduler(search, **settings)) == epochs
+def test_milestones(search, settings, epochs):
+    assert milestones(with_scheduler(search, **settings).scheduler, 9) == epochs
 
 
 def test_asha_compares_where_we_save(search):

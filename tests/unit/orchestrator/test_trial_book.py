@@ -5,7 +5,8 @@ from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
 from orchestrator import trials
 from orchestrator.records import own_end
-from orchestrator.trials import Trial, TrialBook, best_trial, summary_note
+from orchestrator.selection import choose
+from orchestrator.trials import TrialBook
 
 
 class View:
@@ -274,7 +275,7 @@ def test_adopts_what_ended_before_this_driver_started(book, recorded):
     ]
     adopted = book.trials[0]
     assert (adopted.epoch, adopted.seconds) == (9, 27.0)
-    assert best_trial(book.trials, "robust_accuracy") is adopted
+    assert choose(book.search, book.trials) is adopted
     assert [kind for kind, _ in recorded("hunt/a")] == ["start", "final"]
 
 
@@ -312,62 +313,6 @@ def test_without_a_view(search, recorder):
     book = TrialBook(search, recorder, None)
     book.start(FakeTrial())
     assert len(book.trials) == 1
-
-
-# --- the winner ----------------------------------------------------------------------------------
-
-
-def trial(number, epoch, robust, state="finished", checkpoint="/c", clean=0.9):
-    last = {"epoch": epoch, "best_robust_accuracy": robust, "best_clean_accuracy": clean}
-    return Trial(
-        run_id=f"hunt/{number}",
-        number=number,
-        label=str(number),
-        params={},
-        state=state,
-        last=last | ({"best_epoch": epoch} if robust is not None else {}),
-        checkpoint=checkpoint,
-    )
-
-
-def test_rungs_do_not_mix():
-    """A trial stopped at epoch 3 may look better there than any does at epoch 9."""
-    early = trial(1, 3, 0.99)
-    far = [trial(2, 9, 0.5), trial(3, 9, 0.6)]
-    assert best_trial([early, *far], "robust_accuracy").number == 3
-    assert best_trial(far, "robust_accuracy", "min").number != 3
-    stopped = trial(4, 3, 0.999, state="stopped")
-    assert best_trial([stopped, *far], "robust_accuracy").number == 3
-    assert best_trial([stopped, early], "robust_accuracy").number == 1
-
-
-@pytest.mark.parametrize("state", ["running", "stopped", "diverged", "failed"])
-def test_only_finished_trials_win(state):
-    assert best_trial([trial(1, 9, 0.9, state=state)], "robust_accuracy") is None
-
-
-def test_without_measurement_or_checkpoint_nobody_wins():
-    assert best_trial([], "robust_accuracy") is None
-    assert best_trial([trial(1, 9, None)], "robust_accuracy") is None
-    assert best_trial([trial(1, 9, 0.9, checkpoint=None)], "robust_accuracy") is None
-
-
-def test_the_metric_decides_and_a_tie_goes_to_the_earlier():
-    trials = [trial(1, 9, 0.5, clean=0.95), trial(2, 9, 0.6, clean=0.9), trial(3, 9, 0.6)]
-    assert best_trial(trials, "clean_accuracy").number == 1
-    assert best_trial(trials, "robust_accuracy").number == 2
-
-
-def test_note_says_that_the_winners_number_is_biased(search, book):
-    tune_trial = FakeTrial(baseline="paper", checkpoint=checkpoint())
-    book.result(tune_trial, report(9, robust=0.6))
-    book.complete(tune_trial)
-    note = summary_note(search, book.trials, book.trials[0])
-    assert "1 trials" in note
-    assert "trial 1 (paper)" in note
-    assert "60.0% [55.0%, 65.0%]" in note
-    assert "biased upwards" in note
-    assert "Winner" not in summary_note(search, [], None)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def point(alpha):
 def trial(base):
     """A trial as Tune's actor would set it up; saved at epoch 4 as a rung."""
     trial = MorelTrial.__new__(MorelTrial)
-    trial.setup(point(0.1), base=to_dict(base), rungs=[4])
+    trial.setup(point(0.1), base=to_dict(base), milestones=[4])
     return trial
 
 
@@ -84,7 +84,7 @@ def test_a_trial_is_the_base_with_its_overrides(trial, base):
     assert torch.get_num_threads() == base.scaling.cpus_per_worker
 
 
-def test_steps_go_from_measurement_to_measurement_and_save_at_rungs_and_the_end(trial):
+def test_steps_go_from_measurement_to_measurement_and_save_at_milestones_and_the_end(trial):
     results = [trial.step() for _ in range(3)]
     assert [r["epoch"] for r in results] == [2, 4, 5]
     assert [r["done"] for r in results] == [False, False, True]
@@ -96,7 +96,7 @@ def test_a_trial_saves_when_the_time_has_come(base, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
     trial = MorelTrial.__new__(MorelTrial)
-    trial.setup(point(0.1), base=to_dict(base), rungs=[])
+    trial.setup(point(0.1), base=to_dict(base), milestones=[])
     assert not trial.step()[SHOULD_CHECKPOINT]
     now[0] = 300.0
     assert trial.step()[SHOULD_CHECKPOINT]
@@ -109,7 +109,7 @@ def test_a_reused_actor_starts_the_next_trial_as_a_fresh_one_does(trial, base):
     assert trial.run_config.objective.alpha == 1.0
     assert trial.data is data  # loaded once
     fresh = MorelTrial.__new__(MorelTrial)
-    fresh.setup(point(1.0), base=to_dict(base), rungs=[4])
+    fresh.setup(point(1.0), base=to_dict(base), milestones=[4])
     again, first = trial.step(), fresh.step()
     assert again["loss.total"] == first["loss.total"]
     assert again["robust_accuracy"] == first["robust_accuracy"]
@@ -132,7 +132,7 @@ def test_a_trial_goes_on_from_its_checkpoint(trial, base, tmp_path):
     trial.save_checkpoint(str(tmp_path / "c"))
     assert (tmp_path / "c" / MANIFEST).is_file()
     other = MorelTrial.__new__(MorelTrial)
-    other.setup(point(0.1), base=to_dict(base), rungs=[])
+    other.setup(point(0.1), base=to_dict(base), milestones=[])
     other.load_checkpoint(str(tmp_path / "c"))
     resumed, uninterrupted = other.step(), trial.step()
     assert [m["epoch"] for m in resumed["epochs"]] == [3, 4]

@@ -393,3 +393,64 @@ def test_searched_settings_cannot_also_be_fixed(load):
 def test_unknown_search():
     with pytest.raises(MorelError, match=r"search space 'dmeo' is neither .* did you mean 'demo'"):
         load_search("dmeo")
+
+
+RUNGS = "ladder: {rungs: [{epoch: 1, num_steps: 5, num_images: 50}, {epoch: 3}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ladder: {rung: []}", "ladder.rung = []: unknown key; did you mean 'rungs'?"),
+        ("ladder: {rungs: 3}", "ladder.rungs = 3: must be a list of sections"),
+        ("ladder: {rungs: [3]}", "ladder.rungs[0] = 3: must be a section with keys of its own"),
+        (
+            "ladder: {rungs: [{epochs: 1}]}",
+            "ladder.rungs[0].epochs = 1: unknown key; did you mean 'epoch'?",
+        ),
+        ("ladder: {rungs: [{epoch: 0}]}", "ladder.rungs[0].epoch = 0: an epoch counted from 1"),
+        ("ladder: {rungs: [{epoch: 2}]}", "ladder.rungs[0].epoch = 2: 1 for the first"),
+        (
+            "ladder: {rungs: [{num_steps: 5}, {epoch: 9}]}",
+            "ladder.rungs[1].epoch = 9: at most training.epochs = 4",
+        ),
+        (
+            "ladder: {rungs: [{num_images: 301}]}",
+            "ladder.rungs[0].num_images = 301: at most data.holdout = 300",
+        ),
+        ("ladder: {verify: {top: -1}}", "ladder.verify.top = -1: 0 (off) or a number of"),
+        (
+            "ladder: {verify: {attacks: [square]}}",
+            "ladder.verify.attacks = ['square']: only with top >= 1",
+        ),
+        (
+            "ladder: {verify: {top: 1, attacks: [squares]}}",
+            "ladder.verify.attacks = 'squares': attack 'squares' is unknown; known:",
+        ),
+        (
+            "ladder: {verify: {top: 1, num_images: 301}}",
+            "ladder.verify.num_images = 301: at most data.holdout = 300",
+        ),
+    ],
+)
+def test_mistakes_in_a_ladder(load, text, message):
+    with pytest.raises(MorelError) as caught:
+        load(ALPHA + text)
+    assert message in str(caught.value)
+    assert "mine.yaml: ladder." in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ladder_refuses_the_median_rule(load):
+    head = "recipe: digits\noverrides: {training.epochs: 4}\nscheduler: {name: median}\n"
+    load(ALPHA, head=head)
+    with pytest.raises(ConfigError, match=r"scheduler.name = 'median': asha or none with"):
+        load(ALPHA + RUNGS + "}", head=head)
+
+
+def test_with_a_ladder_asha_compares_measured_epochs_only(load):
+    head = "recipe: digits\noverrides: {training.epochs: 8, evaluation.every: %d}\n"
+    scheduler = "scheduler: {name: asha, grace_period: 2, reduction_factor: 2}\n"
+    load(ALPHA + RUNGS + "}", head=head % 2 + scheduler)
+    with pytest.raises(ConfigError, match=r"scheduler.grace_period = 2: .* of which 2 is one"):
+        load(ALPHA + RUNGS + "}", head=head % 4 + scheduler)

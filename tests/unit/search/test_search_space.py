@@ -9,6 +9,7 @@ import pytest
 from search_files import ALPHA
 
 from morel_core.errors import ConfigError
+from orchestrator.ladder import VerifyConfig
 from orchestrator.search_space import check_resources, load_search, split_overrides
 
 
@@ -333,3 +334,27 @@ def test_demo_is_eight_trials_with_early_stopping():
         "objective.temperature",
         "attack.eps",
     }
+
+
+LADDER = """
+ladder:
+  rungs: [{epoch: 1, num_steps: 5, num_images: 50}, {epoch: 3}]
+  verify: {top: 2}
+"""
+
+
+def test_a_ladder_is_the_same_for_every_trial(load):
+    search = load(ALPHA + LADDER)
+    assert search.ladder.verify == VerifyConfig(top=2, attacks=["autoattack"])
+    rungs = search.trial_config({"objective.alpha": 0.5}).evaluation.rungs
+    assert rungs == search.base.evaluation.rungs == search.ladder.rungs
+    assert [(rung.epoch, rung.num_steps, rung.num_images) for rung in rungs] == [
+        (1, 5, 50),
+        (3, None, None),
+    ]
+
+
+def test_a_ladder_changes_from_the_command_line(load):
+    search = load(ALPHA + LADDER, "ladder.verify.top=5", "ladder.verify.attacks=[square]")
+    assert search.ladder.verify == VerifyConfig(top=5, attacks=["square"])
+    assert load(ALPHA, "ladder.verify.top=1").ladder.verify.top == 1

@@ -227,6 +227,16 @@ def test_rungs_do_not_compete_in_the_model(load):
     assert score(late) < score(early)  # the lower is the better one
 
 
+def test_out_of_patience_before_the_last_rung_is_not_compared_with_its_numbers(load):
+    """A number of the cheap rung may look better than any on the last one."""
+    searcher = SpaceSearcher(load(SPACE + "ladder: {rungs: [{num_steps: 1}, {epoch: 3}]}\n"))
+    searcher.suggest("early")
+    searcher.on_trial_complete("early", last(epoch=2, robust_accuracy=0.99, stopped_early=1.0))
+    searcher.suggest("late")
+    searcher.on_trial_complete("late", last(epoch=3, robust_accuracy=0.1, stopped_early=1.0))
+    assert states(searcher) == [TrialState.PRUNED, TrialState.COMPLETE]
+
+
 def test_a_second_end_and_late_results_change_nothing(load):
     searcher = SpaceSearcher(load(SPACE))
     trial = complete(searcher, last())

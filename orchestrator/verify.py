@@ -1,0 +1,109 @@
+"""The end of a search's ladder: its best trials measured again, by attacks worth quoting.
+
+Each candidate is a Ray task of its own. What it found is kept beside the search at once, so that
+a search that is resumed does not measure it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator import storage
+from orchestrator.config import to_dict
+from orchestrator.failures import failure_reason
+from orchestrator.search_space import SearchConfig
+from orchestrator.selection import VERIFYING, Verified, honest, ranked, why_lost
+from orchestrator.tracking import Recorder
+from orchestrator.trials import Trial, TrialBook
+
+
+def verify_candidates(search: SearchConfig, book: TrialBook) -> None:
+    """Verify the best trials, until ``ladder.verify.top`` of them show no masked gradients.
+
+    One that is flagged, or cannot be measured, gives its place to the next by search number.
+    """
+    import ray
+
+    waiting = ranked(search, book.trials)
+    running: dict[Any, Trial] = {}
+    while True:
+        while waiting and len(honest(book.trials)) + len(running) < search.ladder.verify.top:
+            trial = waiting.pop(0)
+            trial.verified = _kept(search, trial)
+            if trial.verified is not None:
+                trial.standing = standing(trial.verified)
+            else:
+                running[_start(search, trial)] = trial
+                trial.standing = VERIFYING
+            book.show()
+        if not running:
+            return
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        trial = running.pop(done)
+        try:
+            document = ray.get(done)
+        except Exception as error:  # one candidate less: the search goes on
+            trial.standing = f"its verification failed: {failure_reason(error)}"
+        else:
+            storage.write(_place(search, trial), document.encode())
+            trial.verified = Verified.from_json(document)
+            trial.standing = standing(trial.verified)
+        book.show()
+
+
+def standing(verified: Verified) -> str:
+    """What came out, in a few words."""
+    if verified.masking:
+        return f"it masks its gradients ({verified}): {' '.join(verified.masking)}"
+    return f"verified {verified}"
+
+
+def record_verified(trials: Sequence[Trial], winner: Trial | None, recorder: Recorder) -> None:
+    """Add what verification found to each candidate's run, and why it lost."""
+    for trial in trials:
+        if not trial.standing:
+            continue
+        lost, verified = why_lost(trial, winner), trial.verified
+        tags = {"morel.lost": lost}
+        if verified is not None:
+            tags["morel.verified.attacks"] = ", ".join(verified.attacks)
+            tags["morel.masking"] = " ".join(verified.masking) or "no evidence"
+        recorder.finish(
+            trial.run_id,
+            status="FINISHED",
+            stop_reason=trial.reason,
+            metrics=verified.metrics if verified else {},
+            tags=tags,
+            texts={"evaluation/verified.json": verified.document} if verified else {},
+            note=f"Lost: {lost}." if lost else f"Won the search: {trial.standing}.",
+        )
+
+
+def _start(search: SearchConfig, trial: Trial) -> Any:
+    import ray
+    from ray.train import Checkpoint
+
+    from orchestrator import worker
+
+    asked, verify = search.resources, search.ladder.verify
+    task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
+        worker.measure_verified
+    )
+    assert trial.checkpoint is not None  # `ranked` takes no other
+    config = to_dict(search.trial_config(trial.params))
+    return task.remote(config, Checkpoint(trial.checkpoint), verify.attacks, verify.num_images)
+
+
+def _place(search: SearchConfig, trial: Trial) -> str:
+    base = search.base
+    return f"{base.storage_path}/{base.name}/verified/{trial.run_id.rpartition('/')[2]}.json"
+
+
+def _kept(search: SearchConfig, trial: Trial) -> Verified | None:
+    """What an earlier command found; None if there is nothing, or half a file."""
+    text = storage.read_text(_place(search, trial))
+    try:
+        return Verified.from_json(text) if text else None
+    except (ValueError, KeyError):
+        return None
