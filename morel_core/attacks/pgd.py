@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from morel_core.attacks.ball import ascent_step, project, uniform_in_ball
 from morel_core.attacks.base import attack_mode, size_label
-from morel_core.config import AttackConfig, Init, Norm
+from morel_core.config import AttackConfig, Init, Iterate, Norm
 from morel_core.errors import MorelError, check
 from morel_core.precision import at_least_fp32
 
 Loss = Literal["ce", "kl", "cw"]
-Iterate = Literal["last", "worst"]
 
 
 @dataclass(frozen=True, kw_only=True)

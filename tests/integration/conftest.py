@@ -18,6 +18,8 @@ def local_ray() -> Iterator[Any]:
     """Two CPUs, as the smallest machine has; the dashboard, without which stopped trials leak."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    here, given = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{given}" if given else here  # of the workers
     import ray
 
     ray.init(

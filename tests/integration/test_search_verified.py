@@ -1,0 +1,126 @@
+"""A search whose space offers to mask gradients: an honest trial wins, the other's run says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import recorded
+import saturating
+import yaml
+
+from orchestrator import worker
+from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.selection import summary_note
+from orchestrator.tune import SearchResult, tune
+
+CHEAP, FULL = "pgd2_linf_0.1_first40", "pgd5_linf_0.1"
+SPACE: dict[str, Any] = {
+    "recipe": "digits",
+    "overrides": {
+        "training.epochs": 3,
+        "data.holdout": 60,
+        "data.train_size": 640,
+        "data.test_size": 60,
+        "model": {"name": "saturating", "width": 4, "embed_dim": 16},
+        "attack.num_steps": 2,
+        "evaluation.attack.num_steps": 5,
+    },
+    "scheduler": {"name": "none"},
+    "num_trials": 2,
+    "ladder": {
+        "rungs": [{"epoch": 1, "num_steps": 2, "num_images": 40}, {"epoch": 3}],
+        "verify": {"top": 1, "attacks": ["apgd-ce", "square200"]},
+    },
+    "parameters": {"model.scale": {"type": "choice", "values": [1.0, 1.0e6]}},
+    "baselines": {"paper": {"model.scale": 1.0}, "masked": {"model.scale": 1.0e6}},
+}
+
+
+@pytest.fixture(scope="module")
+def workers_know_the_model() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "MorelTrial", saturating.Trial)
+        patch.setattr(worker, "measure_verified", saturating.measure_verified)
+        patch.setattr(worker, "measure_final", saturating.measure_final)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def search(shared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchConfig:
+    path = tmp_path_factory.mktemp("spaces") / "verified.yaml"
+    path.write_text(yaml.safe_dump(SPACE, sort_keys=False))
+    return load_search(str(path), [f"storage_path={shared_storage}", "name=verified"])
+
+
+@pytest.fixture(scope="module")
+def result(local_ray: Any, workers_know_the_model: Any, search: SearchConfig) -> SearchResult:
+    return tune(search)
+
+
+def test_the_honest_trial_wins_though_the_other_has_the_larger_number(result: SearchResult) -> None:
+    honest, masked = result.trials
+    assert masked.last["best_robust_accuracy"] > honest.last["best_robust_accuracy"]
+    assert result.winner is honest
+    assert honest.verified is not None
+    assert not honest.verified.masking
+
+
+def test_the_losers_run_says_why(result: SearchResult, shared_storage: Path) -> None:
+    honest, masked = (recorded.one(shared_storage, trial.run_id).data for trial in result.trials)
+    for evidence in (
+        "the cross-entropy's input gradient is zero",  # gradient check
+        "square200_linf_0.1 breaks",  # black-box beating white-box
+    ):
+        assert evidence in masked.tags["morel.masking"]
+    assert masked.tags["morel.lost"].startswith("it masks its gradients")
+    assert masked.tags["mlflow.note.content"].startswith("Lost: it masks its gradients")
+    assert honest.tags["morel.masking"] == "no evidence"
+    assert honest.tags["morel.lost"] == ""
+    assert honest.tags["morel.winner"] == "true"
+    note = recorded.one(shared_storage, "verified").data.tags["mlflow.note.content"]
+    assert note == summary_note(result.search, result.trials, result.winner)
+    assert "Trial 2 (masked) lost: it masks its gradients" in note
+
+
+def test_verified_numbers_stand_with_attack_interval_and_count(
+    result: SearchResult, shared_storage: Path
+) -> None:
+    for run_id in (*(trial.run_id for trial in result.trials), "verified"):
+        metrics = recorded.one(shared_storage, run_id).data.metrics
+        assert metrics["verified.images"] == 60
+        for name in ("apgd-ce_linf_0.1", "square200_linf_0.1", "worst_case"):
+            low, value, high = (
+                metrics[f"verified.robust.{name}{end}"] for end in ("_low", "", "_high")
+            )
+            assert low <= value <= high
+
+
+def test_each_rungs_numbers_have_their_own_name(result: SearchResult, shared_storage: Path) -> None:
+    run = recorded.one(shared_storage, result.trials[0].run_id)
+    assert recorded.steps(shared_storage, run, f"holdout.robust.{CHEAP}") == [1, 2]
+    assert recorded.steps(shared_storage, run, f"holdout.robust.{FULL}") == [3]
+    assert recorded.steps(shared_storage, run, "holdout.images") == [1, 2, 3]
+    assert (run.data.metrics["best.rung"], run.data.metrics["best.epoch"]) == (2, 3)
+    assert f"best.holdout.robust.{FULL}" in run.data.metrics
+    assert f"best.holdout.robust.{CHEAP}" not in run.data.metrics
+
+
+def test_a_repeated_search_verifies_nothing_again(
+    result: SearchResult, search: SearchConfig, workers_know_the_model: Any
+) -> None:
+    workers_know_the_model.delattr(worker, "measure_verified")
+    again = tune(search)
+    assert [t.standing for t in again.trials] == [t.standing for t in result.trials]
+    assert again.winner is not None
+    assert result.winner is not None
+    assert again.winner.run_id == result.winner.run_id
+
+
+def test_outcomes_per_image_are_kept(result: SearchResult, shared_storage: Path) -> None:
+    for trial in result.trials:
+        name = trial.run_id.rpartition("/")[2]
+        kept = json.loads((shared_storage / "verified" / "verified" / f"{name}.json").read_text())
+        assert len(kept["evaluation"]["outcomes"]["square200_linf_0.1"]["correct"]) == 60
