@@ -434,6 +434,9 @@ class EvaluationConfig:
     seed: int = 0
     rungs: list[RungConfig] = field(default_factory=lambda: list[RungConfig]())
     """Weaker attacks on fewer images at first, cheap ones: `morel_core.ladder`. Default: none."""
+    asynchronous: bool = False
+    """Training does not wait: `morel train` measures the checkpoints in tasks beside it, with the
+    same numbers. In code: ``Trainer.measure`` of a loaded checkpoint."""
 
     def __post_init__(self) -> None:
         check(self.every >= 1, "every", self.every, "must be >= 1")
@@ -537,6 +540,16 @@ class ExperimentConfig:
             f"only with attack.num_steps = 1, not {self.attack.num_steps}: training with several "
             "steps does not overfit catastrophically",
         )
+        for key, waits in (
+            ("training.patience", self.training.patience is not None),
+            ("training.overfitting_guard", self.training.overfitting_guard),
+        ):
+            check(
+                not (self.evaluation.asynchronous and waits),
+                "evaluation.asynchronous",
+                True,
+                f"false with {key}, which must know an epoch's numbers before the next one begins",
+            )
         check(
             self.data.cutmix == 0 or self.objective.accuracy not in ("mart", "loat"),
             "data.cutmix",

@@ -184,8 +184,13 @@ class Trainer:
         if not metrics["diverged"]:
             if self.config.training.overfitting_guard:
                 metrics |= self._guard()
-            if self._is_measured() or metrics.get("catastrophic_overfitting"):
-                metrics |= self._measure()
+            if self.is_measured or metrics.get("catastrophic_overfitting"):
+                self._before_measuring()
+                if self.config.evaluation.asynchronous:
+                    self.best_state = self._copy_of_state()  # whoever measures it, decides
+                else:
+                    metrics |= self.measure()
+                    self._keep_best(metrics)
         if self.best is not None:
             metrics |= {f"best_{key}": value for key, value in self.best.items()}
         self.history.append(metrics)
@@ -256,15 +261,25 @@ class Trainer:
                 inspect=note_shares,
             )
 
-    def _is_measured(self) -> bool:
+    @property
+    def is_measured(self) -> bool:
+        """Whether the epoch just trained is one of those to be measured."""
         last = self.epoch == self.config.training.epochs
         return last or self.epoch % self.config.evaluation.every == 0
 
-    def _measure(self) -> Metrics:
-        """Accuracies on the held-out split; keeps a copy of the rung's best network."""
+    def _before_measuring(self) -> None:
+        """Bring the statistics of the network to be measured up to date, on all ranks alike."""
         if self.average is not None and self.network is self.average.net:
             self.average.before_measuring(batch.x for batch in self.batches.epoch(self.epoch))
         broadcast_buffers(self.network)
+
+    def measure(self) -> Metrics:
+        """Held-out accuracies of the network as it stands, by the rung of its epoch.
+
+        Returns:
+            ``clean_accuracy`` and ``robust_accuracy``, each with ``_low`` and ``_high``,
+            ``seconds_evaluation``, and with ``evaluation.rungs`` ``rung`` and ``num_images``.
+        """
         rung = self.ladder.at(self.epoch)
         attacks = {"robust": rung.attack}
         result = self._evaluate(self.network, "holdout", attacks, rung.num_images)
@@ -274,6 +289,10 @@ class Trainer:
         for key, name in (("clean_accuracy", CLEAN), ("robust_accuracy", "robust")):
             low, high = result[name].interval
             metrics |= {key: result[name].accuracy, f"{key}_low": low, f"{key}_high": high}
+        return metrics
+
+    def _keep_best(self, metrics: Metrics) -> None:
+        """Keep a copy of the network if it is its rung's best so far."""
         if (
             self.best is None
             or self.best.get("rung") != metrics.get("rung")
@@ -283,7 +302,6 @@ class Trainer:
             self.best = {k: v for k, v in metrics.items() if k.startswith(kept)}
             self.best["epoch"] = self.epoch
             self.best_state = self._copy_of_state()
-        return metrics
 
     def _guard(self) -> Metrics:
         """The trained network, average or not, against several steps and against its own one."""

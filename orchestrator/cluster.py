@@ -37,19 +37,23 @@ def local_resources() -> tuple[float, float]:
     return float(cpus or 1), float(torch.cuda.device_count())
 
 
-def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float) -> None:
-    """Raise `ConfigError` if the workers ask for more than ``cpus`` and ``gpus``."""
-    workers = scaling.num_workers
+def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float, beside: str = "") -> None:
+    """Raise `ConfigError` if the workers ask for more than ``cpus`` and ``gpus``.
+
+    ``beside`` is the setting that asks for what one worker has on top, if there is one.
+    """
+    workers = scaling.num_workers + bool(beside)
     for kind, each, there in (
         ("gpus_per_worker", scaling.gpus_per_worker, gpus),
         ("cpus_per_worker", scaling.cpus_per_worker, cpus),
     ):
         unit = f"{kind[:3].upper()}s"
+        asking = f"{workers} worker(s)" + (", one of them to measure," if beside else "")
         if workers * each > there:
             raise ConfigError(
-                f"scaling.{kind}",
-                each,
-                f"{workers} worker(s) × {each:g} = {workers * each:g} {unit}, but {there:g} are "
+                beside or f"scaling.{kind}",
+                True if beside else each,
+                f"{asking} × {each:g} = {workers * each:g} {unit}, but {there:g} are "
                 "there: ask for fewer, or give a larger cluster with cluster.address",
             )
 

@@ -33,6 +33,7 @@ NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 # What decides where and how fast a run goes, but not its numbers.
 NOT_SCIENTIFIC = ("name", "storage_path", "scaling", "tracking", "cluster", "checkpoint")
 NOT_SCIENTIFIC_DATA = ("root", "download")
+NOT_SCIENTIFIC_EVALUATION = ("asynchronous",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,5 +416,9 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def run_key(config: ExperimentConfig) -> str:
     """Hash of what decides the numbers: twins share it, whatever their name, place or workers."""
     mapping = {k: v for k, v in to_dict(config).items() if k not in NOT_SCIENTIFIC}
-    mapping["data"] = {k: v for k, v in mapping["data"].items() if k not in NOT_SCIENTIFIC_DATA}
+    for section, left_out in (
+        ("data", NOT_SCIENTIFIC_DATA),
+        ("evaluation", NOT_SCIENTIFIC_EVALUATION),
+    ):
+        mapping[section] = {k: v for k, v in mapping[section].items() if k not in left_out}
     return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:16]

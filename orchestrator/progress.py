@@ -123,18 +123,22 @@ class SearchProgress:
 
 
 def epoch_line(metrics: Mapping[str, Any]) -> str:
-    """One epoch of a training run."""
-    line = (
-        f"epoch {int(metrics['epoch'])}/{int(metrics['num_epochs'])}  "
-        f"loss {metrics['loss.total']:.4f}  lr {metrics['lr']:.2g}  "
-        f"{metrics['images_per_second']:.0f} images/s"
-    )
+    """One epoch of a training run; of one that was measured beside it, the accuracies alone."""
+    line = f"epoch {int(metrics['epoch'])}"
+    if "not_measured" in metrics:
+        return f"{line}  not measured: {metrics['not_measured']}"
+    if "num_epochs" in metrics:
+        line += (
+            f"/{int(metrics['num_epochs'])}  "
+            f"loss {metrics['loss.total']:.4f}  lr {metrics['lr']:.2g}  "
+            f"{metrics['images_per_second']:.0f} images/s"
+        )
     if "robust_accuracy" in metrics:
         line += (
             f"  clean {percent(metrics['clean_accuracy'])} %"
             f"  robust {with_interval(metrics, 'robust_accuracy')} %"
         )
-    return line + ("  DIVERGED" if metrics["diverged"] else "")
+    return line + ("  DIVERGED" if metrics.get("diverged") else "")
 
 
 # --- the end of a command ------------------------------------------------------------------------
@@ -209,6 +213,7 @@ def train_summary(result: TrainResult) -> dict[str, Any]:
         "stop_reason": result.stop_reason,
         "metrics": result.metrics,
         "checkpoint": result.checkpoint,
+        "not_measured": result.not_measured or None,
         "recorded": result.recorded,
     }
 
@@ -224,6 +229,8 @@ def print_train(console: Console, result: TrainResult) -> None:
         epoch = int(result.metrics["best.epoch"])
         console.print(f"best epoch {epoch}: held-out robust {held_out} % ({attack})", markup=False)
         console.print(f"test set: {test_line(result.metrics)}", markup=False)
+    if result.not_measured:
+        console.print(f"not measured: {result.not_measured}", markup=False, soft_wrap=True)
     console.print(f"checkpoint: {result.checkpoint}", markup=False, soft_wrap=True)
     print_where(console, result.config, result.recorded)
 

@@ -289,6 +289,12 @@ def _check_search(
     check_names(parameters, base)
     space = SearchSpace(parameters, build_baselines(settings.baselines, parameters, base))
     _check_counts(settings, space)
+    check(
+        not base.evaluation.asynchronous,
+        "evaluation.asynchronous",
+        True,
+        "false in a search: its scheduler ranks trials by each epoch's numbers as it is reported",
+    )
     check_ladder(settings.ladder, settings.scheduler, base)
     check_points(space, base, settings.scheduler.grace_period)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from orchestrator.tracking import Recorder
 from orchestrator.validate import check_fits
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
-END = "end"
 # A resumed run may go on elsewhere, with more workers, and for longer.
 MAY_CHANGE = {*NOT_SCIENTIFIC, "training.epochs", "data.root", "data.download"}
 
@@ -42,8 +40,22 @@ class TrainResult:
     """As recorded in MLflow: best epoch on the held-out split, and the test set."""
     checkpoint: str
     diverged: bool
+    not_measured: str
+    """Epochs whose asynchronous evaluation failed, and why; empty if none did."""
     recorded: bool
     """False if MLflow lacks something that waits in the journal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the workers left: before the test set is read."""
+
+    checkpoint: str
+    """Location of the last one; of the best one where each was measured by itself."""
+    last: dict[str, Any]
+    """The newest report."""
+    not_measured: str
+    """See `TrainResult`."""
 
 
 def train(
@@ -66,7 +78,7 @@ def train(
         config = dataclasses.replace(config, name=records.new_name("train"))
     storage.check_writable(config.storage_path)
     if cluster_address(config) is None:
-        check_scaling(config.scaling, *local_resources())
+        _check_resources(config, *local_resources())
     data = load_data(config.data)
     check_fits(config, data)
     check_identity(f"{config.storage_path}/{config.name}", to_dict(config), may_change=MAY_CHANGE)
@@ -87,12 +99,19 @@ def train(
                 tags=records.run_tags(config, "train"),
                 dataset=records.dataset_record(config, data),
             )
-            check_scaling(config.scaling, *there)
+            _check_resources(config, *there)
             result = _fit(config, recorder, run_id, on_epoch)
             recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
     return dataclasses.replace(result, recorded=pending == 0)
+
+
+def _check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
+    """Raise `ConfigError` unless the workers fit, and what measures beside them."""
+    check_scaling(config.scaling, cpus, gpus)
+    if config.evaluation.asynchronous:
+        check_scaling(config.scaling, cpus, gpus, beside="evaluation.asynchronous")
 
 
 def _fit(
@@ -105,7 +124,8 @@ def _fit(
     from orchestrator import worker
 
     started = time.perf_counter()
-    checkpoint, last = _run_workers(config, recorder, run_id, on_epoch)
+    trained = _run_workers(config, recorder, run_id, on_epoch)
+    last = trained.last
     metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
     metrics |= {
         "train.seconds": time.perf_counter() - started,
@@ -117,7 +137,7 @@ def _fit(
         task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
             worker.measure_final
         )
-        final = ray.get(task.remote(to_dict(config), Checkpoint(checkpoint)))
+        final = ray.get(task.remote(to_dict(config), Checkpoint(trained.checkpoint)))
         exported = records.store_export(f"{config.storage_path}/{config.name}", final)
         metrics |= exported.metrics
     diverged = bool(last.get("diverged"))
@@ -131,7 +151,8 @@ def _fit(
             "morel.state": "diverged" if diverged else "finished",
             "morel.diverged": str(diverged).lower(),
             "morel.device": str(last.get("device", "unknown")),
-            "morel.checkpoint": checkpoint,
+            "morel.checkpoint": trained.checkpoint,
+            **({"morel.not_measured": trained.not_measured} if trained.not_measured else {}),
         },
         texts={"evaluation/test.json": exported.evaluation} if exported else {},
         model=exported.model if exported else None,
@@ -142,33 +163,25 @@ def _fit(
         seconds=metrics["train.seconds"],
         stop_reason=reason,
         metrics=metrics,
-        checkpoint=checkpoint,
+        checkpoint=trained.checkpoint,
         diverged=diverged,
+        not_measured=trained.not_measured,
         recorded=True,
     )
 
 
 def _run_workers(
     config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
-) -> tuple[str, dict[str, Any]]:
-    """Ray Train from the last checkpoint, if there is one, to the end.
-
-    Returns:
-        The last checkpoint's location, and the newest report.
-    """
+) -> Trained:
+    """Ray Train from the last checkpoint, if there is one, to the end."""
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
-    from ray.util.queue import Queue
 
-    from orchestrator import worker
-    from orchestrator.relay import Relay
+    from orchestrator import asynchronous, worker
+    from orchestrator.relay import Listener, Relay
 
-    queue = Queue(actor_options={"num_cpus": 0})
-    seen: list[dict[str, Any]] = []
-    listener = threading.Thread(
-        target=_listen, args=(queue, config, recorder, run_id, on_epoch, seen), daemon=True
-    )
-    listener.start()
+    listener = Listener(config, recorder, run_id, on_epoch)
+    beside = config.evaluation.asynchronous
     trainer = TorchTrainer(
         worker.train_loop,
         train_loop_config={"config": to_dict(config), "milestones": []},
@@ -176,40 +189,32 @@ def _run_workers(
         run_config=ray_train.RunConfig(
             name=config.name,
             storage_path=config.storage_path,
-            callbacks=[Relay(queue)],
-            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=2),
+            callbacks=[Relay(listener.queue)],
+            checkpoint_config=ray_train.CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute=worker.SCORE if beside else None
+            ),
             failure_config=ray_train.FailureConfig(controller_failure_limit=3),
         ),
+        validation_config=asynchronous.validation_config(config, listener.queue)
+        if beside
+        else None,
     )
     try:
         result = trainer.fit()
     except Exception as error:
         raise MorelError(f"run {run_id!r} failed: {failure_reason(error)}") from error
     finally:
-        queue.put(END)
-        listener.join(timeout=records.DELIVERY_S)
+        listener.close()
     if result.checkpoint is None:
         raise MorelError(f"run {run_id!r} ended without a checkpoint")
-    last = seen[-1] if seen else dict(result.metrics or {})
-    return storage.uri(config.storage_path, result.checkpoint.path), last
-
-
-def _listen(
-    queue: Any,
-    config: RunConfig,
-    recorder: Recorder,
-    run_id: str,
-    on_epoch: OnEpoch | None,
-    seen: list[dict[str, Any]],
-) -> None:
-    """Driver's thread: every relayed report into the journal and onto the screen."""
-    while True:
-        report = queue.get()
-        if report == END:
-            return
-        for metrics in report["epochs"]:
-            attack = records.measured_with(config, metrics)
-            recorder.epoch(run_id, int(metrics["epoch"]), records.epoch_metrics(metrics, attack))
-            if on_epoch is not None:
-                on_epoch(metrics)
-        seen.append(report)
+    last, checkpoint = listener.last or dict(result.metrics or {}), result.checkpoint
+    best = asynchronous.best_validated(result) if beside else None
+    if best is not None:
+        checkpoint, metrics = best
+        last |= asynchronous.best_metrics(metrics)
+    failures = [f"epoch {epoch}: {why}" for epoch, why in sorted(listener.failures.items())]
+    return Trained(
+        checkpoint=storage.uri(config.storage_path, checkpoint.path),
+        last=last,
+        not_measured="; ".join(failures),
+    )

@@ -30,7 +30,8 @@ from orchestrator.verify import record_verified, verify_candidates
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
-    *("time_budget_s", "max_concurrent", "source", "description", "ladder.verify.top"),
+    *("time_budget_s", "max_concurrent", "source", "description"),
+    *("ladder.verify.top", "ladder.verify.attacks", "ladder.verify.num_images"),
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
 

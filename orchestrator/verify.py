@@ -6,6 +6,8 @@ a search that is resumed does not measure it again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +67,7 @@ def record_verified(trials: Sequence[Trial], winner: Trial | None, recorder: Rec
         if not trial.standing:
             continue
         lost, verified = why_lost(trial, winner), trial.verified
-        tags = {"morel.lost": lost}
+        tags = {"morel.lost": lost, "morel.winner": str(trial is winner).lower()}
         if verified is not None:
             tags["morel.verified.attacks"] = ", ".join(verified.attacks)
             tags["morel.masking"] = " ".join(verified.masking) or "no evidence"
@@ -96,8 +98,11 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
 
 
 def _place(search: SearchConfig, trial: Trial) -> str:
-    base = search.base
-    return f"{base.storage_path}/{base.name}/verified/{trial.run_id.rpartition('/')[2]}.json"
+    """A finished search may be verified once more with other attacks or images."""
+    base, verify = search.base, search.ladder.verify
+    how = json.dumps([verify.attacks, verify.num_images]).encode()
+    name = f"{trial.run_id.rpartition('/')[2]}-{hashlib.sha256(how).hexdigest()[:8]}"
+    return f"{base.storage_path}/{base.name}/verified/{name}.json"
 
 
 def _kept(search: SearchConfig, trial: Trial) -> Verified | None:

@@ -24,6 +24,9 @@ from orchestrator.config import RunConfig, build, to_dict, with_overrides
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
 WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
+# Ray Train keeps the checkpoints of highest score; one that nobody has measured yet has the lowest.
+SCORE = "validation_score"
+UNVALIDATED = {SCORE: -1.0}
 
 
 def set_threads(cpus: float) -> None:
@@ -35,13 +38,15 @@ def reports(trainer: Trainer) -> Iterator[dict[str, Any]]:
     """The remaining run as reports: the newest metrics, and all ``epochs`` since the last report.
 
     A report comes after each measured epoch, so that every report carries the accuracies; a run
-    that diverges ends with the worst ones and ``diverged = 1``.
+    that diverges ends with the worst ones and ``diverged = 1``. With ``evaluation.asynchronous``
+    there are none yet.
     """
     since: list[dict[str, float]] = []
+    later = trainer.config.evaluation.asynchronous
     for metrics in trainer.epochs():
         since.append(metrics)
-        if "robust_accuracy" in metrics or trainer.done:
-            yield {**WORST, **metrics, "epochs": since}
+        if "robust_accuracy" in metrics or trainer.done or (later and trainer.is_measured):
+            yield {**(UNVALIDATED if later else WORST), **metrics, "epochs": since}
             since = []
 
 
@@ -72,12 +77,18 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         report["device"] = device_name(device)
         due = trainer.done or report["epoch"] in milestones
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
-        if not (is_first and due):
+        validated = config.evaluation.asynchronous and trainer.is_measured and not trainer.diverged
+        if not (is_first and (due or validated)):
             train.report(report)
             continue
         with tempfile.TemporaryDirectory(prefix="morel-checkpoint-") as folder:
             trainer.save(folder)
-            train.report(report, checkpoint=train.Checkpoint.from_directory(folder))
+            task = train.ValidationTaskConfig(fn_kwargs={"epoch": report["epoch"]})
+            train.report(
+                report,
+                checkpoint=train.Checkpoint.from_directory(folder),
+                validation=task if validated else False,
+            )
         saved = time.monotonic()
 
 
@@ -182,10 +193,20 @@ def load_best(values: dict[str, Any], checkpoint: train.Checkpoint) -> Trainer:
     trainer = Trainer(config, device="cuda" if config.scaling.gpus_per_worker > 0 else "cpu")
     with checkpoint.as_directory() as folder:
         trainer.load(folder)
-    if trainer.best is None:
+    if trainer.best is None and not config.evaluation.asynchronous:
         raise MorelError("the run ended before its first measurement: there is no best network")
     trainer.load_best()
     return trainer
+
+
+def measure_checkpoint(values: dict[str, Any], checkpoint: train.Checkpoint) -> dict[str, Any]:
+    """The trainer's own metrics of an epoch that was saved without them, and ``epoch``."""
+    config = config_from(values)
+    set_threads(config.scaling.cpus_per_worker)
+    trainer = Trainer(config, device="cuda" if config.scaling.gpus_per_worker > 0 else "cpu")
+    with checkpoint.as_directory() as folder:
+        trainer.load(folder)
+    return {"epoch": trainer.epoch, **trainer.measure()}
 
 
 def measure_verified(

@@ -130,10 +130,15 @@ class Recorder:
         )
         return self._append(run_id, "start", "start", payload)
 
-    def epoch(self, run_id: str, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Record the metrics of an epoch, counted from 1; False if they were recorded before."""
+    def epoch(
+        self, run_id: str, epoch: int, metrics: Mapping[str, float], *, part: str = ""
+    ) -> bool:
+        """Record the metrics of an epoch, counted from 1; False if they were recorded before.
+
+        Those that come later than the others are a ``part`` of their own.
+        """
         payload = EpochPayload(epoch=epoch, metrics=dict(metrics))
-        return self._append(run_id, "epoch", f"epoch:{epoch}", payload)
+        return self._append(run_id, "epoch", f"epoch:{epoch}{part and f':{part}'}", payload)
 
     def finish(
         self,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_run import EVAL_ATTACK, tiny_run
+from tiny_run import ATTACK, EVAL_ATTACK, tiny_run
 
 from morel_core import PGD, ConfigError, EvaluationConfig, RungConfig, Trainer, TrainingConfig
 from morel_core.ladder import Ladder
@@ -115,6 +115,19 @@ def test_a_run_is_measured_as_its_rungs_say(tmp_path):
     resumed = Trainer(config)
     resumed.load(tmp_path)
     assert resumed.best == trainer.best
+
+
+@pytest.mark.parametrize("waits", ["patience", "overfitting_guard"])
+def test_nothing_that_needs_the_numbers_at_once_goes_with_asynchronous(waits):
+    training = {"patience": 2} if waits == "patience" else {"overfitting_guard": True}
+    with pytest.raises(
+        ConfigError, match=rf"evaluation.asynchronous = True: false with training.{waits}"
+    ):
+        tiny_run(
+            attack=replace(ATTACK, num_steps=1),
+            training=TrainingConfig(epochs=4, batch_size=16, **training),
+            evaluation=evaluation(asynchronous=True),
+        )
 
 
 def scripted(trainer, monkeypatch, robust):

@@ -31,6 +31,16 @@ def test_too_little(asked, there, message):
         check_scaling(ScalingConfig(**asked), *there)
 
 
+def test_measuring_beside_training_needs_room():
+    asked = ScalingConfig(num_workers=2)
+    check_scaling(asked, 3, 0, beside="evaluation.asynchronous")
+    with pytest.raises(
+        ConfigError,
+        match=r"^evaluation\.asynchronous = True: 3 worker\(s\), one of them to measure, × 1 = 3",
+    ):
+        check_scaling(asked, 2, 0, beside="evaluation.asynchronous")
+
+
 def test_address(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     chosen = RunConfig(cluster=ClusterConfig(address="10.0.0.1:6379"))

@@ -148,6 +148,7 @@ def test_search_summary_is_json(finished_search):
 @pytest.fixture
 def finished_run(search):
     return TrainResult(
+        not_measured="",
         config=search.base,
         epochs=9,
         seconds=8.6,
@@ -186,6 +187,11 @@ def test_epoch_lines():
     )
     unmeasured = {k: v for k, v in epoch(4, diverged=1.0).items() if "accuracy" not in k}
     assert epoch_line(unmeasured) == "epoch 4/9  loss 0.2500  lr 0.1  500 images/s  DIVERGED"
+    accuracies = {k: v for k, v in epoch(3, robust=0.5).items() if "accuracy" in k}
+    assert epoch_line({"epoch": 3, **accuracies}) == (
+        "epoch 3  clean 90.0 %  robust 50.0 [45.0, 55.0] %"
+    )
+    assert epoch_line({"epoch": 3, "not_measured": "OSError"}) == "epoch 3  not measured: OSError"
 
 
 def test_numbers():

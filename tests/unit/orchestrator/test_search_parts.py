@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fake_tune import ATTACK
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
 from morel_core import ConfigError, MorelError
@@ -92,6 +93,8 @@ def test_search_params(search):
         "search.num_trials": 5,
         "search.seed": 0,
         "search.metric": "robust_accuracy",
+        "search.ladder": ATTACK,
+        "search.verify": "none",
         "search.workers_per_trial": 1,
     }
 

@@ -49,8 +49,39 @@ def test_a_report_follows_each_measured_epoch_and_carries_all_since_the_last(bas
         assert {type(v) for k, v in r.items() if k != "epochs"} <= {int, float}
 
 
+def test_a_run_measured_beside_training_reports_the_same_epochs_without_numbers(base):
+    values = TINY | {"evaluation": TINY["evaluation"] | {"asynchronous": True}}
+    beside, inline = Trainer(build(RunConfig, values)), Trainer(base)
+    told = list(reports(beside))
+    assert [r["epoch"] for r in told] == [2, 4, 5]
+    assert all(r[worker.SCORE] == -1.0 for r in told)
+    assert not any("robust_accuracy" in key or "best" in key for r in told for key in r)
+    inline.fit()
+    for name, value in inline.net.state_dict().items():
+        assert torch.equal(beside.net.state_dict()[name], value), name
+
+
+def test_a_checkpoint_measured_beside_training_has_the_trainers_numbers(base, tmp_path):
+    values = TINY | {"evaluation": TINY["evaluation"] | {"asynchronous": True}}
+    config, inline = build(RunConfig, values), Trainer(base)
+    trainer = Trainer(config)
+    for _ in range(2):
+        inline.run_epoch()
+        trainer.run_epoch()
+    trainer.save(tmp_path / "second")
+    checkpoint = train.Checkpoint.from_directory(tmp_path / "second")
+    measured = worker.measure_checkpoint(to_dict(config), checkpoint)
+    last = inline.history[-1]
+    expected = {k: v for k, v in last.items() if k.startswith(("clean_acc", "robust_acc"))}
+    assert len(expected) == 6
+    assert {k: v for k, v in measured.items() if k in expected} == expected
+    assert measured["epoch"] == 2
+    assert measure_final(to_dict(config), checkpoint)["record"]["split"] == "test"
+
+
 def test_a_diverging_run_ends_with_the_worst_accuracies(base):
     class Diverging:
+        config = base
         done = False
 
         def epochs(self):

@@ -454,3 +454,8 @@ def test_with_a_ladder_asha_compares_measured_epochs_only(load):
     load(ALPHA + RUNGS + "}", head=head % 2 + scheduler)
     with pytest.raises(ConfigError, match=r"scheduler.grace_period = 2: .* of which 2 is one"):
         load(ALPHA + RUNGS + "}", head=head % 4 + scheduler)
+
+
+def test_a_search_measures_as_it_goes(load):
+    with pytest.raises(ConfigError, match=r"evaluation.asynchronous = True: false in a search"):
+        load(ALPHA, "evaluation.asynchronous=true")
