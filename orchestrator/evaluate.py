@@ -140,6 +140,7 @@ def evaluate_target(target: Target, request: Request, view: View | None = None) 
         model=model_hash(net),
     )
     store = ShardStore(target.folder, work)
+    view.say(f"{target.name}: {work.num_images} images of {request.split}")
     if request.workers > 1:
         view.say(f"{request.workers} workers; starting Ray")
     with runner(work, source, request, config) as run:

@@ -105,7 +105,8 @@ def test_the_command_prints_a_table_and_says_how_far_it_is(folder, capsys):
     out, err = capsys.readouterr()
     assert "fgsm_linf_0.05" in out
     assert "per image: " in out
-    clean, fgsm = err.splitlines()
+    first, clean, fgsm = err.splitlines()
+    assert first == f"{folder}: 10 images of test"
     assert clean.startswith("clean: 10/10 images, ")
     assert fgsm.startswith("fgsm_linf_0.05: 10/10 images, ")
     assert cli.main(argv) == 0  # from what is stored
