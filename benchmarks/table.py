@@ -88,6 +88,12 @@ def block(results: Path = RESULTS) -> str:
                 f"Evaluation with {result['attack']} takes {cell(result['ratio'])} times its raw "
                 f"passes ({where(result)}, n = {result['n']}, `{path.name}`)."
             )
+        elif result["benchmark"] == "attacks":
+            torchattacks, art = (cell(result["ratio"][name]) for name in ("torchattacks", "art"))
+            evaluations.append(
+                f"For the same images torchattacks' PGD takes {torchattacks} times as long as "
+                f"ours, ART's {art} ({where(result)}, n = {result['n']}, `{path.name}`)."
+            )
     return "\n\n".join([*parts, *evaluations])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,22 +37,32 @@ def uniform_in_ball(noise: Tensor, eps: float, norm: Norm) -> Tensor:
 def ascent_step(x_adv: Tensor, grad: Tensor, step_size: float, norm: Norm) -> Tensor:
     """One step of steepest ascent; where an ℓ2 gradient is zero the image stays."""
     if norm == "linf":
-        return x_adv + step_size * grad.sign()
+        return torch.add(x_adv, grad.sign(), alpha=step_size)
     length = l2_norm(grad)
     return x_adv + step_size * torch.where(length > 0, grad / length, torch.zeros_like(grad))
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The point of ball and box for ``x_adv``.
+def projection(x: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]:
+    """Maps to the points of ball and box around ``x``; what does not change is computed once.
 
     ℓ∞: the exact projection. ℓ2: onto the ball, then onto [0, 1], which moves towards ``x``
     coordinate by coordinate and so stays in the ball.
     """
     if norm == "linf":
-        return torch.clamp(x_adv, (x - eps).clamp(min=0.0), (x + eps).clamp(max=1.0))
-    delta = x_adv - x
-    length = l2_norm(delta)
-    return (x + delta * (eps / length.clamp(min=eps))).clamp(0.0, 1.0)
+        low, high = (x - eps).clamp(min=0.0), (x + eps).clamp(max=1.0)
+        return lambda x_adv: torch.clamp(x_adv, low, high)
+
+    def onto_ball_and_box(x_adv: Tensor) -> Tensor:
+        delta = x_adv - x
+        length = l2_norm(delta)
+        return (x + delta * (eps / length.clamp(min=eps))).clamp(0.0, 1.0)
+
+    return onto_ball_and_box
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The point of ball and box for ``x_adv``; see `projection`."""
+    return projection(x, eps, norm)(x_adv)
 
 
 def outside(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> float:

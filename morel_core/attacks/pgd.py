@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morel_core.attacks.ball import ascent_step, project, uniform_in_ball
+from morel_core.attacks.ball import ascent_step, projection, uniform_in_ball
 from morel_core.attacks.base import attack_mode, size_label
 from morel_core.config import AttackConfig, Init, Iterate, Norm
 from morel_core.errors import MorelError, check
@@ -147,8 +148,9 @@ class PGD:
     def _last_iterate(
         self, net: nn.Module, x: Tensor, y: Tensor, log_p: Tensor | None, x_adv: Tensor
     ) -> Tensor:
+        project = projection(x, self.eps, self.norm)
         for _ in range(self.num_steps):
-            x_adv, _ = self._step(net, x, y, log_p, x_adv)
+            x_adv, _ = self._step(net, y, log_p, x_adv, project)
         return x_adv
 
     def _restart(
@@ -164,11 +166,12 @@ class PGD:
         """One restart for the images ``rows``; fills ``found`` and returns the rows still right."""
         x, y, x_adv = x[rows], y[rows], start[rows]
         log_p = None if log_p is None else log_p[rows]
+        project = projection(x, self.eps, self.norm)
         for step in range(self.num_steps + 1):
             if len(rows) == 0:
                 break
             if step < self.num_steps:
-                stepped, logits = self._step(net, x, y, log_p, x_adv)
+                stepped, logits = self._step(net, y, log_p, x_adv, project)
                 if not self._counts(step):
                     x_adv = stepped
                     continue
@@ -181,6 +184,7 @@ class PGD:
             if not right.all():
                 rows, x, y, stepped = rows[right], x[right], y[right], stepped[right]
                 log_p = None if log_p is None else log_p[right]
+                project = projection(x, self.eps, self.norm)
             x_adv = stepped
         return rows
 
@@ -192,7 +196,12 @@ class PGD:
         return self.iterate == "worst" and (step > 0 or self.init != "gaussian")
 
     def _step(
-        self, net: nn.Module, x: Tensor, y: Tensor, log_p: Tensor | None, x_adv: Tensor
+        self,
+        net: nn.Module,
+        y: Tensor,
+        log_p: Tensor | None,
+        x_adv: Tensor,
+        project: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """The next iterate, and the logits of this one."""
         x_adv.requires_grad_(True)
@@ -201,7 +210,7 @@ class PGD:
             (grad,) = torch.autograd.grad(self._loss(logits, y, log_p), x_adv)
         with torch.no_grad():
             stepped = ascent_step(x_adv.detach(), grad, self.step_size, self.norm)
-            return project(stepped, x, self.eps, self.norm), logits.detach()
+            return project(stepped), logits.detach()
 
     def _starts(
         self, x: Tensor, noise: Tensor | None, generator: torch.Generator | None
@@ -223,7 +232,8 @@ class PGD:
     def _start(self, x: Tensor, noise: Tensor) -> Tensor:
         if self.init == "gaussian":  # published: projected by the first step, not before it
             return x + self.init_scale * noise
-        return project(x + uniform_in_ball(noise, self.eps, self.norm), x, self.eps, self.norm)
+        offset = uniform_in_ball(noise, self.eps, self.norm)
+        return projection(x, self.eps, self.norm)(x + offset)
 
     def _loss(self, logits: Tensor, y: Tensor, log_p: Tensor | None) -> Tensor:
         """Summed over samples, so that one sample's gradient does not depend on the batch."""
