@@ -128,7 +128,9 @@ def why_lost(trial: Trial, winner: Trial | None) -> str:
     if trial.verified is None or trial.verified.masking:
         return trial.standing
     assert winner is not None  # this one could have won
-    return f"{trial.standing}, trial {winner.number} has {winner.verified}"
+    assert winner.verified is not None
+    best = with_interval(winner.verified.worst_case, "accuracy")
+    return f"{trial.standing}, where trial {winner.number} has {best} %"
 
 
 def result_lines(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> list[str]:

@@ -151,8 +151,8 @@ def test_the_verified_number_decides(verifying):
     winner = choose(verifying, trials)
     assert winner.number == 2
     assert why_lost(trials[0], winner) == (
-        f"verified 50.0 [40.0, 60.0] % ({SQUARE}, {ATTACK}; 100 held-out images), trial 2 has "
-        f"60.0 [50.0, 70.0] % ({SQUARE}, {ATTACK}; 100 held-out images)"
+        f"verified 50.0 [40.0, 60.0] % ({SQUARE}, {ATTACK}; 100 held-out images), where "
+        "trial 2 has 60.0 [50.0, 70.0] %"
     )
     assert why_lost(winner, winner) == why_lost(trials[2], winner) == ""
 
