@@ -149,8 +149,8 @@ def result_lines(search: SearchConfig, trials: Sequence[Trial], winner: Trial | 
         return [f"{head}{searched}: {BIASED}; test numbers are not."]
     count = len(honest(trials)) or len([t for t in trials if t.verified])
     lines = [
-        f"{head}verified robust accuracy {winner.verified}: the best of {count} on the same "
-        "images, so still slightly biased upwards; test numbers are not.",
+        f"{head}verified robust accuracy {winner.verified}: the best of {count}, on images that "
+        "served the search too, so still slightly biased upwards; test numbers are not.",
         f"Its number in the search was {searched}: {BIASED}.",
     ]
     if winner.verified.masking:

@@ -165,7 +165,7 @@ def test_a_flagged_trial_loses_to_any_other(verifying):
     note = summary_note(verifying, trials, winner)
     assert "Trial 1 (point 1) lost: it masks its gradients" in note
     assert "No gradient at all." in note
-    assert "the best of 1 on the same images" in note
+    assert "the best of 1, on images that served the search too" in note
     assert "Its number in the search was held-out robust accuracy 70.0 [65.0, 75.0] %" in note
 
 
