@@ -9,6 +9,7 @@ import pytest
 from search_files import ALPHA
 
 from morel_core.errors import ConfigError
+from morel_core.ladder import Ladder
 from orchestrator.ladder import VerifyConfig
 from orchestrator.search_space import check_resources, load_search, split_overrides
 
@@ -308,7 +309,10 @@ def test_packaged_search(name):
     assert (objective.morel, config.model.attention) == (True, True)
     recipe = load_search("smoke").base
     assert config.attack == recipe.attack
-    assert config.evaluation == recipe.evaluation
+    # A ladder weakens the recipe's own attack at first; its last rung is that attack.
+    assert config.evaluation == dataclasses.replace(recipe.evaluation, rungs=search.ladder.rungs)
+    last = Ladder.of(config.evaluation).last
+    assert (last.attack, last.num_images) == (Ladder.of(recipe.evaluation).last.attack, None)
     assert config.optimizer == recipe.optimizer
 
 
