@@ -197,8 +197,9 @@ def trainings(draw, single_step):
 
 
 @st.composite
-def evaluations(draw, holdout, epochs):
-    attack = draw(attacks())
+def evaluations(draw, holdout, training):
+    attack, epochs = draw(attacks()), training.epochs
+    waits = training.patience is not None or training.overfitting_guard
     images = st.none() | st.integers(1, holdout)
     later = draw(st.sets(st.integers(2, epochs), max_size=2)) if epochs > 1 else set()
     return EvaluationConfig(
@@ -216,6 +217,7 @@ def evaluations(draw, holdout, epochs):
             )
             for index, epoch in enumerate([1, *sorted(later)] if draw(st.booleans()) else [])
         ],
+        asynchronous=not waits and draw(st.booleans()),
     )
 
 
@@ -235,7 +237,7 @@ def run_configs(draw):
         attack=attack,
         optimizer=draw(optimizers()),
         training=training,
-        evaluation=draw(evaluations(images.holdout, training.epochs)),
+        evaluation=draw(evaluations(images.holdout, training)),
         name=draw(st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", fullmatch=True)),
         storage_path=draw(st.sampled_from(["/data/runs", "~/runs", "s3://bucket/a b"])),
         scaling=ScalingConfig(
