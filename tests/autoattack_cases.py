@@ -6,7 +6,6 @@ package itself finds is computed once in a process.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,12 +104,6 @@ def resnet_case(root: str) -> Case:
     rows = list(RESNET_IMAGES)
     x = torch.from_numpy(test.data[rows]).permute(0, 3, 1, 2).contiguous() / 255
     return Case(net.eval(), x, torch.tensor([test.targets[i] for i in rows]), 1 / 255, 3)
-
-
-def cifar_root() -> str | None:
-    """Folder of the real CIFAR-10, if there is one."""
-    root = os.environ.get("MOREL_DATA_ROOT", "")
-    return root if root and (Path(root) / "cifar-10-batches-py").is_dir() else None
 
 
 @cache

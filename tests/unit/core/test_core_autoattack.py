@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from autoattack_cases import Case, cifar_root, digits_case, direct, resnet_case
+from autoattack_cases import Case, digits_case, direct
 from torch import Tensor, nn
 
 from morel_core import ConfigError, MorelError, evaluate
@@ -52,19 +52,6 @@ def test_outcomes_are_those_of_the_package(case: Callable[[], Case]) -> None:
 def test_images_are_those_of_the_package_too() -> None:
     case = digits_case(4, eps=0.16, version="plus", size=8)
     assert torch.equal(ensemble(case)(case.net, case.x, case.y), direct(case).x_adv)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.skipif(cifar_root() is None, reason="MOREL_DATA_ROOT does not hold CIFAR-10")
-def test_outcomes_are_those_of_the_package_on_its_own_resnet() -> None:
-    case = resnet_case(cifar_root() or "")
-    stages = assert_identical_to_the_package(case)
-    attacked = direct(case).attacked
-    assert min(attacked[name] for name in ("apgd-ce", "apgd-t", "fab-t", "square")) >= 1
-    assert direct(case).correct.any()
-    assert not direct(case).correct.all()
-    assert list(stages) == [member.name for member in ensemble(case).members]
 
 
 # Nothing left behind. ----------------------------------------------------------------------------
