@@ -121,7 +121,15 @@ def load_progress(folder: Path) -> dict[str, Any]:
 def load_optimizer(folder: Path) -> dict[str, Any]:
     """The optimiser's state of a verified checkpoint; nothing in the file is executed."""
     verify(folder, "optimizer.pt")
-    path = folder / "optimizer.pt"
+    return load_pt(folder / "optimizer.pt")
+
+
+def load_pt(path: Path) -> Any:
+    """What `torch.save` wrote, of tensors and plain values alone: nothing in it is executed.
+
+    Raises:
+        MorelError: it holds anything else, or is no such file.
+    """
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch has no common type for what it refuses to unpickle

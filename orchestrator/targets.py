@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
-from morel_core.checkpoint import MANIFEST, load_network, load_progress, load_tensors
+from morel_core.checkpoint import MANIFEST, load_network, load_progress, load_pt, load_tensors
 from morel_core.config import ModelConfig
 from morel_core.errors import MorelError
 from morel_core.export import Normalised
@@ -171,12 +170,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".pt2":
         raise MorelError(f"--weights {path}: a program, not a state dict: give model.safetensors")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch has no common type for what it refuses to unpickle
-        kind = type(error).__name__
-        raise MorelError(
-            f"--weights {path}: holds anything but tensors ({kind}): save model.state_dict()"
-        ) from None
+        content = load_pt(path)
+    except MorelError as error:
+        raise MorelError(f"--weights {error}: save model.state_dict()") from None
     if isinstance(content, Mapping):
         content = cast(Mapping[str, Any], content).get("state_dict", content)
     if not isinstance(content, Mapping) or not all(
