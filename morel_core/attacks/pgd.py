@@ -126,6 +126,10 @@ class PGD:
     ) -> Tensor:
         """See `Attack`.
 
+        Raises:
+            MorelError: the logits do not depend on the images by differentiable steps, or ``noise``
+                has another shape.
+
         Passes: num_steps × (forward + input gradient), one more forward for kl. With restarts or
         the worst iterate, one more forward a restart, which finds the last iterates that are wrong,
         and fewer images in each as they break; the host waits for the device to know them.
@@ -207,6 +211,11 @@ class PGD:
         x_adv.requires_grad_(True)
         with torch.enable_grad():
             logits = at_least_fp32(net(x_adv))
+            if not logits.requires_grad:
+                raise MorelError(
+                    f"{self.name}: the network's logits are cut off from its images (a detach, or "
+                    "integers in between): attack it with square, or by transfer"
+                )
             (grad,) = torch.autograd.grad(self._loss(logits, y, log_p), x_adv)
         with torch.no_grad():
             stepped = ascent_step(x_adv.detach(), grad, self.step_size, self.norm)

@@ -81,7 +81,8 @@ def examine(
       smallest normal number of the logits' type (87 in fp32): the softmax of all other classes is
       zero or nearly so, and the cross-entropy's gradient with it. Training on a cross-entropy in
       fp32 does not lead there: at 17 the right class's probability is 1 and no longer pushed.
-    - ``zero_gradient``: the margin loss max_{k≠y} z_k − z_y has an input gradient of exactly zero.
+    - ``zero_gradient``: the margin loss max_{k≠y} z_k − z_y has an input gradient of exactly zero,
+      or none at all, since something on the way cannot be differentiated.
     - ``vanishing_gradient``: it has one, but that of the cross-entropy is zero or below the normal
       numbers. Both at the uniform start of an attack, for more than 1 % of the images that are
       right.
@@ -92,7 +93,7 @@ def examine(
       is known to exist. It starts from the image itself: a random start would hide a missing
       gradient.
 
-    Costs 24 forward and 22 backward passes.
+    Costs 24 forward and 22 backward passes, and one forward pass of a single image.
 
     Args:
         net: maps images in [0, 1] to logits; left in the mode it came in.
@@ -148,22 +149,34 @@ def _passes(net: nn.Module, x: Tensor, y: Tensor, start: Tensor, norm: Norm) -> 
         margin=(top[:, 0] - top[:, 1]).nan_to_num(nan=math.inf),
         no_margin_gradient=margin_gradient == 0,
         no_ce_gradient=ce_gradient < torch.finfo(first.dtype).tiny,
-        right_at_huge_eps=correct_predictions(net, pgd(net, x, y), y),
+        right_at_huge_eps=correct_predictions(net, _moved(pgd, net, x, y), y),
     )
     return _Passes(*(column.cpu() for column in _columns(columns)))
 
 
 def _gradients(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) each: largest entry of the input gradient of the margin loss and of cross-entropy."""
+    """(B,) each: largest entry of the input gradient of the margin loss and of cross-entropy.
+
+    Zeros where nothing can be differentiated.
+    """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = _logits(net, x)
+        if not logits.requires_grad:
+            return torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
         own = F.one_hot(y, logits.shape[1]).bool()
         margin = logits.masked_fill(own, -math.inf).amax(1) - logits[own]
         losses = (margin.sum(), F.cross_entropy(logits, y, reduction="sum"))
         gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
     margin_size, ce_size = (gradient.flatten(1).abs().amax(1) for gradient in gradients)
     return margin_size, ce_size
+
+
+def _moved(pgd: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """What ``pgd`` makes of the images: themselves where nothing can be differentiated."""
+    with torch.enable_grad():
+        differentiable = net(x[:1].detach().requires_grad_()).requires_grad
+    return pgd(net, x, y) if differentiable else x
 
 
 def _of_outputs(seen: _Passes) -> list[Finding]:

@@ -37,6 +37,17 @@ class Saturated(nn.Module):
         return self.factor * self.net(x)
 
 
+class Cut(nn.Module):
+    """No gradient at all: pixels pass through integers."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((x * 255).to(torch.uint8).float() / 255)
+
+
 class Quantised(nn.Module):
     """Digits have 17 grey levels: rounding to them changes no clean image."""
 
@@ -118,6 +129,13 @@ def test_quantised_inputs_are_seen(honest, digits, norm, eps):
     (zero,) = (finding for finding in findings if finding.code == "zero_gradient")
     assert zero.evidence["share"] == 1.0
     assert zero.evidence["count"] == zero.evidence["num_images"] > 180
+
+
+def test_a_network_cut_off_from_its_images_is_seen(honest, digits):
+    cut = Cut(honest)
+    assert codes(examine(cut, *digits, eps=EPS)) == {"zero_gradient", "robust_at_huge_eps"}
+    with pytest.raises(MorelError, match="cut off from its images"):
+        evaluate(cut, *digits, {"pgd1": PGD(eps=EPS, step_size=EPS, num_steps=1)})
 
 
 def test_the_limit_of_the_logits_is_that_of_their_type(honest, digits):
