@@ -12,8 +12,9 @@ from typing import Any
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.config import RunConfig, ScalingConfig
 
-# Ray reads these when it starts; a user's own setting wins.
+ADDRESS = "RAY_ADDRESS"
 CONTROL = "control"  # resource of nodes that hold drivers and controllers, not training
+# Ray reads these when it starts; a user's own setting wins.
 RAY_ENVIRONMENT = {
     # A report waits for the controller's next poll: 2 s would be most of a small run.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -26,7 +27,7 @@ RAY_ENVIRONMENT = {
 
 def cluster_address(config: RunConfig) -> str | None:
     """The address of the Ray to join; None for a local Ray of this command's own."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+    return config.cluster.address or os.environ.get(ADDRESS)
 
 
 def local_resources() -> tuple[float, float]:
@@ -100,6 +101,28 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         # free the forgotten ones here first.
         gc.collect()
         ray.shutdown()
+
+
+@contextmanager
+def address_passed_on() -> Generator[None]:
+    """Inside, Ray Train tells its own actors the address of the Ray that we are on.
+
+    One of them frees the workers' CPUs when their controller is killed, as that of a stopped trial
+    is. Untold, it looks for a Ray on its machine, and gives up where there are several.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add(ADDRESS)
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS]
+        else:
+            os.environ[ADDRESS] = before
 
 
 def driver_resources() -> dict[str, float]:

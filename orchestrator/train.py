@@ -12,6 +12,7 @@ from morel_core.data import load_data
 from morel_core.errors import MorelError
 from orchestrator import records, storage
 from orchestrator.cluster import (
+    address_passed_on,
     check_scaling,
     cluster_address,
     local_resources,
@@ -200,7 +201,8 @@ def _run_workers(
         else None,
     )
     try:
-        result = trainer.fit()
+        with address_passed_on():
+            result = trainer.fit()
     except Exception as error:
         raise MorelError(f"run {run_id!r} failed: {failure_reason(error)}") from error
     finally:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow.fs import FileSelector, FileType
 from ray import train, tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core import MorelError, Trainer, evaluate
 from morel_core.attacks.catalogue import make_attacks
+from morel_core.checkpoint import verify
 from morel_core.data import Dataset
 from morel_core.evaluation import examine, suspicious
 from morel_core.export import export_model
 from morel_core.statistics import wilson_interval
+from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
@@ -34,8 +38,10 @@ def set_threads(cpus: float) -> None:
     torch.set_num_threads(max(1, int(cpus)))
 
 
-def reports(trainer: Trainer) -> Iterator[dict[str, Any]]:
+def reports(trainer: Trainer, again: Sequence[dict[str, float]] = ()) -> Iterator[dict[str, Any]]:
     """The remaining run as reports: the newest metrics, and all ``epochs`` since the last report.
+
+    The epochs ``again``, which are trained but which nobody knows of, are reported first.
 
     A report comes after each measured epoch, so that every report carries the accuracies; a run
     that diverges ends with the worst ones and ``diverged = 1``. With ``evaluation.asynchronous``
@@ -43,9 +49,10 @@ def reports(trainer: Trainer) -> Iterator[dict[str, Any]]:
     """
     since: list[dict[str, float]] = []
     later = trainer.config.evaluation.asynchronous
-    for metrics in trainer.epochs():
+    for place, metrics in enumerate(chain(again, trainer.epochs())):
         since.append(metrics)
-        if "robust_accuracy" in metrics or trainer.done or (later and trainer.is_measured):
+        ended = trainer.done and place >= len(again) - 1
+        if "robust_accuracy" in metrics or ended or (later and trainer.is_measured):
             yield {**(UNVALIDATED if later else WORST), **metrics, "epochs": since}
             since = []
 
@@ -119,6 +126,7 @@ class MorelTrial(tune.Trainable):
             self.data = None
         self.run_config = run
         self.trainer = Trainer(run, data=self.data, device=device)
+        self.known_epoch: int | None = None
         self.data = self.trainer.data
         self.reports = reports(self.trainer)
         self.saved = time.monotonic()
@@ -131,12 +139,13 @@ class MorelTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train to the next measured epoch."""
         report = next(self.reports)
+        done = self.trainer.done and report["epoch"] == self.trainer.epoch
         due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
-        due |= report["epoch"] in self.milestones or self.trainer.done
+        due |= report["epoch"] in self.milestones or done
         return {
             **report,
             "device": device_name(self.trainer.device),
-            "done": self.trainer.done,
+            "done": done,
             SHOULD_CHECKPOINT: due,
         }
 
@@ -145,10 +154,46 @@ class MorelTrial(tune.Trainable):
         self.trainer.save(checkpoint_dir)
         self.saved = time.monotonic()
 
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from the checkpoint that Tune names, or from the newest one that is left.
+
+        Tune writes its state behind the checkpoints. Where its driver was killed, it may name one
+        that has since made room for newer ones; what these have seen more is reported anew.
+
+        Args:
+            checkpoint_path: Tune's result of a save: a checkpoint, and the report it followed.
+        """
+        saved = checkpoint_path
+        self.known_epoch = saved.metrics.get("epoch")
+        super().restore(type(saved)(newest_left(saved.checkpoint), saved.metrics))
+
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint of this or of a donor trial."""
         self.trainer.load(checkpoint)
-        self.reports = reports(self.trainer)
+        known = self.trainer.epoch if self.known_epoch is None else self.known_epoch
+        again = [metrics for metrics in self.trainer.history if metrics["epoch"] > known]
+        if self.trainer.done and not again:  # Tune was not told of the end: it hears it again
+            again = self.trainer.history[-1:]
+        self.reports = reports(self.trainer, again)
+
+
+def newest_left(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
+    """``checkpoint``; if it is gone, the newest whole one beside it, if there is any."""
+    files, path = checkpoint.filesystem, checkpoint.path
+    assert files is not None  # Ray resolves it
+    if files.get_file_info(path).type != FileType.NotFound:
+        return checkpoint
+    beside = FileSelector(path.rpartition("/")[0], allow_not_found=True)
+    names = [info.path for info in files.get_file_info(beside) if "/checkpoint_" in info.path]
+    for name in sorted(names, reverse=True):
+        candidate = tune.Checkpoint(name, files)
+        with candidate.as_directory() as folder:
+            try:
+                verify(Path(folder))
+            except MorelError:  # the driver was killed while it was written
+                continue
+        return candidate
+    return checkpoint
 
 
 def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], milestones: list[int]) -> None:
@@ -170,7 +215,8 @@ def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], milestones:
             failure_config=train.FailureConfig(controller_failure_limit=3),
         ),
     )
-    trainer.fit()
+    with address_passed_on():
+        trainer.fit()
 
 
 def scaling_config(config: RunConfig) -> train.ScalingConfig:

@@ -50,6 +50,8 @@ def cluster() -> Iterator[dict[str, str]]:
             *("ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"),
             *(f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={folder}/ray"),
             f"--ray-client-server-port={free_port()}",
+            # Its default is taken where another Ray runs, and then there is no agent for jobs.
+            f"--dashboard-agent-listen-port={free_port()}",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import recorded
 import torch
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from safetensors.torch import load_file
 
 from morel_core import MorelError
 from orchestrator.cli import main
+from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, compose
 from orchestrator.train import train
 
@@ -148,3 +151,18 @@ def test_evaluate_and_compare_from_the_command_line(
         rows["pair"]["robust_accuracy"]["value"]
         == run.data.metrics[f"best.holdout.robust.{ATTACK}"]
     )
+
+
+def test_ray_trains_own_actors_are_told_which_ray_is_theirs(
+    local_ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where several run on a machine, the one that frees a killed run's CPUs would give up."""
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    with address_passed_on():
+        told = get_env_vars_to_propagate()["RAY_ADDRESS"]
+        assert told == local_ray.get_runtime_context().gcs_address
+    assert os.environ["RAY_ADDRESS"] == "elsewhere:1"
+    monkeypatch.delenv("RAY_ADDRESS")
+    with address_passed_on():
+        assert os.environ["RAY_ADDRESS"] == told
+    assert "RAY_ADDRESS" not in os.environ

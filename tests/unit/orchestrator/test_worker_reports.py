@@ -1,10 +1,11 @@
 """What runs inside Ray's workers, run here without Ray."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from ray import train
+from ray import train, tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core import MorelError, Trainer
@@ -168,6 +169,59 @@ def test_a_trial_goes_on_from_its_checkpoint(trial, base, tmp_path):
     resumed, uninterrupted = other.step(), trial.step()
     assert [m["epoch"] for m in resumed["epochs"]] == [3, 4]
     assert resumed["loss.total"] == uninterrupted["loss.total"]
+
+
+class SavedResult:
+    """Tune's own, of which a trial reads this much."""
+
+    def __init__(self, checkpoint, metrics):
+        self.checkpoint, self.metrics = checkpoint, metrics
+
+
+@pytest.fixture
+def restored(base, monkeypatch):
+    """A fresh trial, restored by Tune from the checkpoint that ours chooses."""
+
+    def load(self, saved):
+        assert Path(saved.checkpoint.path).is_dir()
+        self.load_checkpoint(saved.checkpoint.path)
+
+    monkeypatch.setattr(tune.Trainable, "restore", load)
+
+    def restore(folder, epoch):
+        trial = MorelTrial.__new__(MorelTrial)
+        trial.setup(point(0.1), base=to_dict(base), milestones=[])
+        trial.restore(SavedResult(tune.Checkpoint.from_directory(folder), {"epoch": epoch}))
+        return trial
+
+    return restore
+
+
+def test_a_trial_whose_checkpoint_made_room_goes_on_from_the_newest_whole_one(
+    trial, restored, tmp_path
+):
+    uninterrupted = [trial.step()]
+    for index in (1, 2):
+        uninterrupted.append(trial.step())
+        trial.save_checkpoint(str(tmp_path / f"checkpoint_00000{index}"))
+    (tmp_path / "checkpoint_000003").mkdir()  # the driver was killed while it was written
+    other = restored(tmp_path / "checkpoint_000000", epoch=2)
+    assert other.trainer.epoch == 5
+    heard = [other.step(), other.step()]
+    assert [r["epoch"] for r in heard] == [4, 5]
+    assert [r["done"] for r in heard] == [False, True]
+    for now, then in zip(heard, uninterrupted[1:], strict=True):
+        assert now["epochs"] == then["epochs"]
+        assert now["robust_accuracy"] == then["robust_accuracy"]
+
+
+def test_a_trial_that_was_at_its_end_says_so_again(trial, restored, tmp_path):
+    last = [trial.step() for _ in range(3)][-1]
+    trial.save_checkpoint(str(tmp_path / "checkpoint_000000"))
+    other = restored(tmp_path / "checkpoint_000000", epoch=5)
+    again = other.step()
+    assert again["done"]
+    assert (again["epoch"], again["robust_accuracy"]) == (5, last["robust_accuracy"])
 
 
 def test_config_travels_as_plain_values(base):
