@@ -31,7 +31,7 @@ contracts: $(STAMP)
 
 # In two processes: the tests of the session's Ray, which mostly wait, and all others.
 unit: $(STAMP)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 
 # AutoAttack on its authors' ResNet-18 and real CIFAR-10 (in MOREL_DATA_ROOT): over ten minutes.
 long: $(STAMP)
