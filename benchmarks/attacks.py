@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import interleaved, ratio, record, spread, write
+from benchmarks.measure import interleaved, ratio, record, settings, spread, write
 from benchmarks.step import MODELS, SHAPE
 from morel_core import PGD
 from morel_core.models import build_net
@@ -93,7 +93,7 @@ def main() -> None:
     calls = contenders(net, x, y, args.steps)
     check_the_same(calls)
     seconds = interleaved(calls, device, rounds=args.rounds, steps=1, warmup=1)
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    config = settings(args)
     result: dict[str, Any] = {
         "benchmark": "attacks",
         "attack": f"pgd{args.steps}",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, ratio, record, spread, write
+from benchmarks.measure import interleaved, ratio, record, settings, spread, write
 from benchmarks.step import MODELS, SHAPE
 from morel_core import PGD, evaluate
 from morel_core.attacks import attack_mode
@@ -59,7 +59,7 @@ def main() -> None:
         evaluate(net, x, y, {ATTACK.name: ATTACK}, batch_size=args.batch_size)
 
     seconds = interleaved({"raw": raw, "ours": ours}, device, rounds=args.rounds, steps=1, warmup=1)
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    config = settings(args)
     result: dict[str, Any] = {
         "benchmark": "evaluation",
         "attack": ATTACK.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import resource
@@ -140,6 +141,11 @@ def commit() -> str:
         check=False,
     )
     return done.stdout.strip() or "unknown"
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """How a benchmark was called; where its result went is nobody's concern."""
+    return {key: value for key, value in vars(args).items() if key != "out"}
 
 
 def record(device: torch.device, config: Mapping[str, Any]) -> dict[str, Any]:

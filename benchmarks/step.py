@@ -31,7 +31,16 @@ from torch.optim import SGD, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import published
-from benchmarks.measure import interleaved, peak_bytes, peak_flops, ratio, record, spread, write
+from benchmarks.measure import (
+    interleaved,
+    peak_bytes,
+    peak_flops,
+    ratio,
+    record,
+    settings,
+    spread,
+    write,
+)
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig
 from morel_core.attacks import attack_mode
 from morel_core.config import ModelConfig, Precision
@@ -292,7 +301,7 @@ def main() -> None:
     for row in rows(args):
         result["rows"].append(measure(row, args))
         print(show(result["rows"][-1]), flush=True)
-        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        config = settings(args)
         result |= record(torch.device(args.device), config)
         if args.out is not None:
             write(args.out, result)
