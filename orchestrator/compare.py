@@ -268,12 +268,16 @@ def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -
 
 
 def _varied(runs: Sequence[RunRecord]) -> list[str]:
-    """Settings that differ, without a run's name, place and workers."""
+    """Settings that differ, without a run's name, place and workers.
+
+    Nor with its ladder, a long list: what each number was measured with has a column.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.params)
     return [
         key
         for key in keys
         if key.partition(".")[0] not in NOT_SCIENTIFIC
+        and key != "evaluation.rungs"
         and len({run.params.get(key) for run in runs}) > 1
     ]
 

@@ -167,3 +167,9 @@ def test_no_runs_are_an_empty_table():
     table = comparison_table([])
     assert (table.rows, table.notes, to_csv(table)) == ([], [], "")
     assert to_markdown(table).startswith("| name |")
+
+
+def test_a_ladder_is_not_among_the_settings_that_differ(runs):
+    """It is long, and each number stands beside the attack of its rung."""
+    laddered = replace(runs[1], params={**runs[1].params, "evaluation.rungs": '[{"epoch": 1}]'})
+    assert comparison_table([laddered, *runs[2:]]).params == comparison_table(runs[1:]).params
