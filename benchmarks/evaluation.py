@@ -3,7 +3,8 @@
     python -m benchmarks.evaluation --threads 1 --out benchmarks/results/evaluation_cpu.json
 
 The raw passes: 20 × (forward + input gradient), one forward for the clean images and one for the
-adversarial ones. All images count as right when clean, so that none is left out of the attack.
+adversarial ones, in the memory layout in which the evaluation runs its attack. All images count as
+right when clean, so that none is left out of the attack.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.measure import interleaved, ratio, record, settings, spread, wri
 from benchmarks.step import MODELS, SHAPE
 from morel_core import PGD, evaluate
 from morel_core.attacks import attack_mode
+from morel_core.evaluation.measure import evaluation_layout
 from morel_core.models import build_net
 from morel_core.precision import full_precision
 from morel_core.seeding import generator
@@ -46,14 +48,16 @@ def main() -> None:
         y = net(x).argmax(1)
     ones = torch.ones(args.batch_size, 10, device=device)
 
+    laid_out = evaluation_layout(net, x)
+
     def raw() -> None:
         with attack_mode(net), full_precision(device):
             for _ in range(ATTACK.num_steps):
-                moving = x.detach().requires_grad_()
+                moving = laid_out.detach().requires_grad_()
                 torch.autograd.grad(net(moving), moving, ones)
             with torch.no_grad():
                 net(x)
-                net(x)
+                net(laid_out)
 
     def ours() -> None:
         evaluate(net, x, y, {ATTACK.name: ATTACK}, batch_size=args.batch_size)

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from morel_core.attacks import Attack, attack_mode
+from morel_core.attacks import PGD, Attack, attack_mode
 from morel_core.attacks.ball import outside
 from morel_core.distributed import rank, sum_over_ranks, world_size
 from morel_core.errors import MorelError
@@ -105,6 +105,8 @@ def _survivors(
     if len(rows) == 0:
         return standing
     images, labels = x[rows], y[rows]
+    if isinstance(attack, PGD):
+        images = evaluation_layout(net, images)
     x_adv = attack(net, images, labels, noise=_noise(attack, x, rows, seed, chunk))
     excess = outside(x_adv, images, attack.eps, attack.norm)
     if excess:
@@ -115,6 +117,23 @@ def _survivors(
     after = standing.clone()
     after[rows] = correct_predictions(net, x_adv, labels)
     return after
+
+
+def evaluation_layout(net: nn.Module, x: Tensor) -> Tensor:
+    """``x`` (B, C, H, W) in the memory layout in which PGD measures ``net``.
+
+    On CPUs channels-last, in which convolutions take a fifth less time; as it came where a network
+    reshapes by ``view`` what has to be contiguous for that.
+    """
+    if x.device.type != "cpu" or x.dim() != 4:
+        return x
+    laid_out = x.contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            net(laid_out[:1])
+    except RuntimeError:
+        return x
+    return laid_out
 
 
 def _noise(attack: Attack, x: Tensor, rows: Tensor, seed: int, chunk: int) -> Tensor | None:

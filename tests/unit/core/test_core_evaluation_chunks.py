@@ -152,6 +152,42 @@ def test_a_chunk_is_measured_in_eval_mode_and_full_precision(net, images, labels
     assert net.training
 
 
+def test_pgd_measures_convolutions_channels_last_and_says_the_same():
+    torch.manual_seed(0)
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+            return x
+
+    convolutions = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()]
+    net = nn.Sequential(Spy(), *convolutions, nn.Linear(64, 4)).double()
+    x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    attack = PGD(eps=0.02, step_size=0.01, num_steps=5, init="none")
+    seen.clear()
+    measured = measure_chunk(net, x, y, attack, seed=0, chunk=0)
+    assert not seen[0]
+    assert all(seen[1:])
+    plain = net(attack(net, x, y)).argmax(1) == y
+    assert 0 < plain.sum() < 20
+    assert torch.equal(measured.correct, plain)
+
+
+def test_a_network_that_views_its_images_is_measured_as_they_come():
+    class Views(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)[:, :5]
+
+    x = torch.rand(4, 3, 8, 8)
+    assert measure.evaluation_layout(Views(), x) is x
+    attack = PGD(eps=0.1, step_size=0.05, num_steps=1, init="none")
+    y = Views()(x).argmax(1)
+    assert len(measure_chunk(Views(), x, y, attack, seed=0, chunk=0).correct) == 4
+
+
 # --- noise ---------------------------------------------------------------------------------------
 
 
