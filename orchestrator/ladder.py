@@ -10,7 +10,7 @@ from morel_core.errors import ConfigError, MorelError, check
 from orchestrator.config import RunConfig
 
 if TYPE_CHECKING:
-    from orchestrator.search_space import SchedulerConfig
+    from orchestrator.search_settings import SchedulerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

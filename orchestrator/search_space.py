@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
@@ -25,8 +25,9 @@ from orchestrator.config import (
     read_yaml,
     with_overrides,
 )
-from orchestrator.ladder import LadderConfig, check_ladder
+from orchestrator.ladder import check_ladder
 from orchestrator.parameters import ChoiceParameter, Parameter, SearchSpace, Values
+from orchestrator.search_settings import GoalConfig, SearchSettings
 from orchestrator.space_builder import (
     build_baselines,
     build_parameters,
@@ -36,104 +37,7 @@ from orchestrator.space_builder import (
     section_of,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class GoalConfig:
-    """What the search makes better, measured on the held-out split."""
-
-    metric: Literal["robust_accuracy", "clean_accuracy"] = "robust_accuracy"
-    mode: Literal["max", "min"] = "max"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearcherConfig:
-    """Who proposes points: TPE (Bergstra et al. 2011), chance, a Sobol sequence, or every one."""
-
-    name: Literal["tpe", "random", "quasi_random", "grid"] = "tpe"
-    startup_trials: int | None = None
-    """tpe only: trials drawn at random before the model is used; default 10."""
-
-    def __post_init__(self) -> None:
-        if self.name == "tpe" and self.startup_trials is None:
-            object.__setattr__(self, "startup_trials", 10)
-        only_with("startup_trials", self.startup_trials, self.name, ("tpe",))
-        check(
-            self.startup_trials is None or self.startup_trials >= 0,
-            "startup_trials",
-            self.startup_trials,
-            "must be >= 0",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """Who stops trials early: ASHA (Li et al. 2020), the median rule, or nobody. In epochs."""
-
-    name: Literal["asha", "median", "none"] = "asha"
-    grace_period: int | None = None
-    """asha, median: no trial stops before this many epochs; default 1."""
-    reduction_factor: int | None = None
-    """asha: of so many trials at a milestone one goes on; they are as far apart. Default 3."""
-
-    def __post_init__(self) -> None:
-        if self.name != "none" and self.grace_period is None:
-            object.__setattr__(self, "grace_period", 1)
-        if self.name == "asha" and self.reduction_factor is None:
-            object.__setattr__(self, "reduction_factor", 3)
-        for key, least, users in (
-            ("grace_period", 1, ("asha", "median")),
-            ("reduction_factor", 2, ("asha",)),
-        ):
-            value = cast(int | None, getattr(self, key))
-            only_with(key, value, self.name, users)
-            check(value is None or value >= least, key, value, f"must be >= {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResourcesConfig:
-    """What one trial gets."""
-
-    workers: int = 1
-    cpus_per_worker: int = 1
-    gpus_per_worker: float = 0.0
-
-    def __post_init__(self) -> None:
-        check(self.workers >= 1, "workers", self.workers, "must be >= 1")
-        check(self.cpus_per_worker >= 1, "cpus_per_worker", self.cpus_per_worker, "must be >= 1")
-        check(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "must be >= 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSettings:
-    """The keys of a search file."""
-
-    description: str = ""
-    recipe: str = "digits"
-    """The run that every trial changes: a recipe by name or file."""
-    overrides: dict[str, Any] = field(default_factory=lambda: Values())
-    """Fixed settings on top of the recipe, by dotted key."""
-    objective: GoalConfig = field(default_factory=GoalConfig)
-    searcher: SearcherConfig = field(default_factory=SearcherConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    num_trials: int = 10
-    """Points tried, baselines among them; each is crossed with every grid combination."""
-    time_budget_s: float | None = None
-    """No new trials after this many seconds, and running ones end; default: no limit."""
-    max_concurrent: int | None = None
-    """Trials at a time; default: what the cluster holds."""
-    seed: int = 0
-    """Of the searcher. What trials train with is the recipe's own ``seed``."""
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    ladder: LadderConfig = field(default_factory=LadderConfig)
-    parameters: dict[str, Any] = field(default_factory=lambda: Values())
-    baselines: dict[str, Any] = field(default_factory=lambda: Values())
-
-    def __post_init__(self) -> None:
-        check(self.num_trials >= 1, "num_trials", self.num_trials, "must be >= 1")
-        budget, concurrent = self.time_budget_s, self.max_concurrent
-        check(budget is None or budget > 0, "time_budget_s", budget, "null or seconds > 0")
-        check(concurrent is None or concurrent >= 1, "max_concurrent", concurrent, "null or >= 1")
-        check(self.seed >= 0, "seed", self.seed, "must be >= 0")
+GOAL_KEYS = tuple(f.name for f in dataclasses.fields(GoalConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +115,7 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """``key=value`` items for the search file, and those for the run of every trial.
 
     A key belongs to the search if its first part is a key of the search file. ``objective`` is in
-    both: ``objective.metric`` and ``objective.mode`` are the search's, all others the run's.
+    both: ``objective.metric``, ``mode`` and ``constraints`` are the search's, all others the run's.
     ``seed`` is the searcher's; ``overrides.seed`` is what the trials train with.
     """
     search_keys = [f.name for f in dataclasses.fields(SearchSettings)]
@@ -222,7 +126,7 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         key, _, value = item.partition("=")
         first, _, rest = key.strip().partition(".")
         if first == "objective":
-            (search if rest in ("metric", "mode") else run).append(item)
+            (search if rest in GOAL_KEYS else run).append(item)
         elif first in search_keys:
             search.append(item)
         elif first in run_keys or "=" not in item:
@@ -355,9 +259,3 @@ def _check_counts(settings: SearchSettings, space: SearchSpace) -> None:
             f"nothing is sampled after the {fixed} baselines ({names}): write that number, or"
             " searcher.name grid",
         )
-
-
-def only_with(key: str, value: object, name: str, users: tuple[str, ...]) -> None:
-    """Refuse an option that the chosen algorithm would not read."""
-    readers = " or ".join(users)
-    check(value is None or name in users, key, value, f"only with name: {readers}, not {name}")

@@ -12,7 +12,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
@@ -59,6 +66,11 @@ def make_sampler(config: SearchConfig) -> BaseSampler:
                     n_startup_trials=startup,
                     seed=config.seed,
                 )
+        case "nsga2" | "nsga3":
+            size = config.searcher.population_size
+            assert size is not None  # SearcherConfig fills it in
+            genetic = NSGAIISampler if config.searcher.name == "nsga2" else NSGAIIISampler
+            return genetic(population_size=size, seed=config.seed)
         case "quasi_random":
             return QuasiRandomSampler(config.space.distributions(), config.seed)
         case "random" | "grid":  # a grid is planned beforehand: nothing is left to draw

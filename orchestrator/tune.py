@@ -30,7 +30,7 @@ from orchestrator.verify import record_verified, verify_candidates
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
-    *("time_budget_s", "max_concurrent", "source", "description"),
+    *("budget", "max_concurrent", "source", "description"),
     *("ladder.verify.top", "ladder.verify.attacks", "ladder.verify.num_images"),
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
@@ -167,7 +167,7 @@ def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> N
                 scheduler=make_scheduler(search),
                 num_samples=search.total_trials,
                 max_concurrent_trials=concurrency(search, *there),
-                time_budget_s=search.time_budget_s,
+                time_budget_s=search.budget.wall_time_s,
                 reuse_actors=search.resources.workers == 1,
                 trial_dirname_creator=trial_folder,
             ),
@@ -180,7 +180,7 @@ def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> N
                 failure_config=ray_tune.FailureConfig(max_failures=1),
             ),
         )
-    book.begin(search.time_budget_s)
+    book.begin(search.budget.wall_time_s)
     with following(path, book):
         tuner.fit()
     # A search that had ended before makes no turn in which its trials would have been seen.

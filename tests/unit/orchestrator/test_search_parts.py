@@ -14,7 +14,8 @@ from morel_core import ConfigError, MorelError
 from orchestrator import storage, tune
 from orchestrator.identity import check_identity
 from orchestrator.ladder import milestones
-from orchestrator.search_space import ResourcesConfig, SchedulerConfig, load_search
+from orchestrator.search_settings import ResourcesConfig, SchedulerConfig
+from orchestrator.search_space import load_search
 
 
 def with_scheduler(search, **settings):

@@ -276,7 +276,7 @@ TRUNK = "objective.alpha: {type: float, low: 1.0e-6, high: 1, log: true}"
             ALPHA + "searcher: {name: grid}",
             "parameters.objective.alpha = 'from 1e-06 to 1': searcher grid tries every value",
         ),
-        (ALPHA + "time_budget_s: 0", "time_budget_s = 0.0: null or seconds > 0"),
+        (ALPHA + "budget: {wall_time_s: 0}", "budget.wall_time_s = 0.0: null or > 0"),
         (ALPHA + "max_concurrent: 0", "max_concurrent = 0: null or >= 1"),
         (ALPHA + "resources: {workers: 0}", "resources.workers = 0: must be >= 1"),
         (ALPHA + "resources: {cpus_per_worker: 0}", "resources.cpus_per_worker = 0: must be >= 1"),
@@ -324,11 +324,11 @@ def test_one_line_with_file_key_value_and_what_is_allowed(load, search_file, tex
         ),
         (
             "scheduler: {name: median, reduction_factor: 2}\n",
-            "scheduler.reduction_factor = 2: only with name: asha, not median",
+            "scheduler.reduction_factor = 2: only with name: asha, hyperband, pareto, not median",
         ),
         (
             "scheduler: {name: none, grace_period: 2}\n",
-            "scheduler.grace_period = 2: only with name: asha or median, not none",
+            "scheduler.grace_period = 2: only with name: asha, hyperband, pareto, median, not none",
         ),
     ],
 )
@@ -374,7 +374,7 @@ def test_grace_period_beyond_the_shortest_trial(load):
         ("objective.alpha=0.1", "command line: objective.alpha = 0.1: "),
         ("attack.eps=8", "attack.eps = 8.0: must be in (0, 1]"),
         ("scaling.num_workers=2", "the workers of a trial are set by resources.workers"),
-        ("scheduler.grace_period=2", "only with name: asha or median, not none"),
+        ("scheduler.grace_period=2", "only with name: asha, hyperband, pareto, median, not none"),
         ("num_trials", "write key=value"),
     ],
 )

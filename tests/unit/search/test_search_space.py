@@ -189,7 +189,7 @@ def test_defaults_of_a_search_file(load):
     assert (search.searcher.name, search.searcher.startup_trials) == ("tpe", 10)
     scheduler = search.scheduler
     assert (scheduler.name, scheduler.grace_period, scheduler.reduction_factor) == ("asha", 1, 3)
-    assert (search.time_budget_s, search.max_concurrent, search.seed) == (None, None, 0)
+    assert (search.budget.wall_time_s, search.max_concurrent, search.seed) == (None, None, 0)
     assert (search.resources.workers, search.resources.gpus_per_worker) == (1, 0.0)
 
 
