@@ -7,6 +7,7 @@ from registries, never from import paths.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote, urlsplit
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from morel_core.config import ExperimentConfig
@@ -333,8 +334,7 @@ def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """``leaves`` converted to the field types of ``cls`` by OmegaConf; raises `ConfigError`."""
     if not leaves:
         return {}
-    schema = OmegaConf.structured(cls)
-    OmegaConf.set_readonly(schema, False)
+    schema = _schema(cls)
     for key, value in leaves.items():
         try:
             OmegaConf.update(schema, key, value, merge=False)
@@ -343,6 +343,14 @@ def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(key, value, reason) from None
     plain = cast(dict[str, Any], OmegaConf.to_container(schema, resolve=True))
     return {key: plain[key] for key in leaves}
+
+
+@functools.cache  # a search makes thousands of configs, and this is most of the time of one
+def _schema(cls: type) -> DictConfig:
+    """Where leaves of ``cls`` are set and read back; what earlier ones have left is never read."""
+    schema = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(schema, False)
+    return schema
 
 
 def put(mapping: dict[str, Any], dotted: str, value: Any) -> None:

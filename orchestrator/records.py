@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -132,8 +133,9 @@ def git_commit() -> str:
     return f"{commit}-dirty" if commit and git("status", "--porcelain") else commit or "unknown"
 
 
+@functools.cache
 def environment_tags() -> dict[str, str]:
-    """Commit, package versions and machine."""
+    """Commit and package versions, as they were when this process first asked."""
     tags = {"morel.commit": git_commit(), "morel.python": platform.python_version()}
     for package in PACKAGES:
         try:
