@@ -4,10 +4,10 @@
     python -m benchmarks.search overhead --out benchmarks/results/search_overhead.json
     python -m benchmarks.search parallel --out benchmarks/results/search_parallel.json
 
-`thousand`: 1,000 trials of 0.3 s that train nothing, through the real Ray Tune, Optuna and MLflow (SQLite):
-what the driver's loop, its memory, the writer and `morel compare` take. `overhead`: wall time of a
-real trial less its training, for one worker in a reused actor, and for two through Ray Train
-against an empty Ray Train job. `parallel`: trials a minute, two at a time against one.
+`thousand`: 1,000 trials of 0.3 s that train nothing, through the real Ray Tune, Optuna and MLflow
+(SQLite): what the driver's loop, its memory, the writer and `morel compare` take. `overhead`: wall
+time of a real trial less its training, for one worker in a reused actor, and for two through Ray
+Train against an empty Ray Train job. `parallel`: trials a minute, two at a time against one.
 """
 
 from __future__ import annotations

@@ -265,9 +265,7 @@ def median_interval(values: list[float]) -> dict[str, float]:
 def summary(seeds: list[dict[str, Any]], name: str, reference: str = "random") -> dict[str, Any]:
     """How a contender fared against random search, over the seeds."""
     ratios = [seed[name]["cost_to_reach"] / seed[reference]["cost"] for seed in seeds]
-    against_first = [
-        seed[name]["cost_to_reach"] / seed[reference]["cost_to_reach"] for seed in seeds
-    ]
+    firsts = [seed[name]["cost_to_reach"] / seed[reference]["cost_to_reach"] for seed in seeds]
     volumes = [[seed[which]["hypervolume"] for seed in seeds] for which in (name, reference)]
     gains = paired_t(*volumes)
     return {
