@@ -88,9 +88,11 @@ def parser() -> argparse.ArgumentParser:
 
     train = add(commands, "train", train_command, "train one network on Ray, recorded in MLflow")
     train.add_argument("recipe", nargs="?", default="digits", help="name or file; default: digits")
+    force_option(train)
 
     tune = add(commands, "tune", tune_command, "search over a space, recorded in MLflow")
     tune.add_argument("space", help="search space by name (demo, smoke, loss_weights, …) or file")
+    force_option(tune)
 
     evaluate_options(
         add(commands, "evaluate", evaluate_command, "measure the robust accuracy of a network")
@@ -110,6 +112,14 @@ def parser() -> argparse.ArgumentParser:
         "files", nargs="*", help="names or files; default: all that come with morel"
     )
     return top
+
+
+def force_option(sub: argparse.ArgumentParser) -> None:
+    """What commands that resume take."""
+    sub.add_argument(
+        "--force-code", action="store_true",
+        help="resume under other code than the run's own; recorded as morel.code_changes",
+    )  # fmt: skip
 
 
 def evaluate_options(sub: argparse.ArgumentParser) -> None:
@@ -230,7 +240,7 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
         workers = config.scaling.num_workers
         progress.print(f"{workers} worker(s); starting Ray", highlight=False)
 
-    result = train(config, on_epoch=show, on_start=starting)
+    result = train(config, on_epoch=show, on_start=starting, force_code=arguments.force_code)
     if arguments.json:
         print(json.dumps(train_summary(result)))
     else:
@@ -248,7 +258,7 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     progress, results = consoles(arguments)
     search = load_search(arguments.space, overrides)
     with SearchProgress(progress, ladder_label(search.base), search.total_trials) as view:
-        result = tune(search, view=view)
+        result = tune(search, view=view, force_code=arguments.force_code)
     if arguments.json:
         print(json.dumps(search_summary(result)))
     else:

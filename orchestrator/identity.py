@@ -3,40 +3,82 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import flatten
+from orchestrator.fingerprint import code_changes, code_parts
 
 FILE = "definition.json"
+CODE, CHANGES = "code", "code_changes"
 
 
-def check_identity(folder: str, definition: Mapping[str, Any], *, may_change: set[str]) -> None:
-    """Note what the run in ``folder`` is, or compare with what was noted.
+def check_identity(
+    folder: str,
+    definition: Mapping[str, Any],
+    *,
+    may_change: set[str],
+    may_grow: frozenset[str] = frozenset(),
+    force_code: bool = False,
+) -> str:
+    """Note what the run in ``folder`` is and which code trains it, or compare with what was noted.
 
     Args:
         folder: the run's own folder (path or URI); made if missing.
         definition: nested plain values.
         may_change: dotted keys, or first parts of them, in which a resumed run may differ.
+        may_grow: dotted keys of numbers that may be larger than noted, and are then noted anew.
+        force_code: go on under changed code, and note that.
+
+    Returns:
+        The changes of code that were forced so far, one a line; empty if there were none.
 
     Raises:
-        MorelError: the folder belongs to a run that differs elsewhere.
+        MorelError: the folder belongs to a run that differs elsewhere, or to other code.
     """
     path = f"{folder}/{FILE}"
-    before = storage.read_text(path)
+    text = storage.read_text(path)
     now = flatten(json.loads(json.dumps(definition, default=str)))
-    if before is not None:
-        differ = [
-            f"{key} = {now.get(key)!r} (there: {then!r})"
-            for key, then in json.loads(before).items()
-            if now.get(key) != then and not {key, key.partition(".")[0]} & may_change
-        ]
-        if differ:
+    code = dict(code_parts())
+    if text is None:
+        storage.write(path, json.dumps({**now, CODE: code}, indent=2).encode())
+        return ""
+    noted: dict[str, Any] = json.loads(text)
+    before_code: dict[str, str] | None = noted.pop(CODE, None)  # older files have none
+    forced: list[str] = noted.pop(CHANGES, [])
+    kept = {
+        key: max(then, now[key]) if key in may_grow and key in now else then
+        for key, then in noted.items()
+    }
+    _check_settings(folder, kept, now, may_change)
+    changed = code_changes(before_code, code) if before_code is not None else ""
+    if changed:
+        if not force_code:
             raise MorelError(
-                f"name: {folder} holds another run, which differs in {'; '.join(differ[:3])}: give "
-                "this one a name of its own (name=…), or repeat that one's settings to resume it"
+                f"name: {folder} was begun under other code: {changed}: go back to that code, give "
+                "this run a name of its own (name=…), or go on all the same with --force-code, "
+                "which is recorded"
             )
-        return
-    storage.write(path, json.dumps(now, indent=2).encode())
+        forced.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {changed}")
+    if changed or kept != noted:
+        note = {**kept, CODE: code if changed else before_code, CHANGES: forced}
+        storage.write(path, json.dumps(note, indent=2).encode())
+    return "\n".join(forced)
+
+
+def _check_settings(
+    folder: str, before: Mapping[str, Any], now: Mapping[str, Any], may_change: set[str]
+) -> None:
+    differ = [
+        f"{key} = {now.get(key)!r} (there: {then!r})"
+        for key, then in before.items()
+        if now.get(key) != then and not {key, key.partition(".")[0]} & may_change
+    ]
+    if differ:
+        raise MorelError(
+            f"name: {folder} holds another run, which differs in {'; '.join(differ[:3])}: give "
+            "this one a name of its own (name=…), or repeat that one's settings to resume it"
+        )

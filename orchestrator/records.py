@@ -175,11 +175,20 @@ def open_recorder(config: RunConfig) -> Recorder:
 
 
 @contextmanager
-def ended_record(recorder: Recorder, run_id: str) -> Generator[None]:
+def ended_record(recorder: Recorder, run_id: str, *, code_changes: str = "") -> Generator[None]:
     """Inside, an exception that ends the command also ends the run's record, as what it is.
 
     An interrupted run is KILLED, a failed one FAILED; either goes on when its command is repeated.
+    What `check_identity` says of changed code is recorded as soon as the run goes on under it.
     """
+    forced = {"morel.code_changes": code_changes} if code_changes else {}
+    if forced:
+        recorder.finish(
+            run_id,
+            status="KILLED",
+            stop_reason="it goes on under changed code",
+            tags=forced,
+        )
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

@@ -64,6 +64,7 @@ def train(
     *,
     on_epoch: OnEpoch | None = None,
     on_start: Callable[[], None] | None = None,
+    force_code: bool = False,
 ) -> TrainResult:
     """Train ``config`` on its workers; the same name goes on where it stopped.
 
@@ -71,6 +72,7 @@ def train(
         config: what to train and where.
         on_epoch: sees each epoch's metrics as they arrive.
         on_start: called when all is checked and Ray is about to start.
+        force_code: resume a run that other code began.
 
     Raises:
         MorelError: data, storage, cluster or MLflow are not as asked; or training failed.
@@ -82,7 +84,12 @@ def train(
         _check_resources(config, *local_resources())
     data = load_data(config.data)
     check_fits(config, data)
-    check_identity(f"{config.storage_path}/{config.name}", to_dict(config), may_change=MAY_CHANGE)
+    changes = check_identity(
+        f"{config.storage_path}/{config.name}",
+        to_dict(config),
+        may_change=MAY_CHANGE,
+        force_code=force_code,
+    )
     recorder = records.open_recorder(config)
     run_id = str(config.name)
     if on_start is not None:
@@ -90,7 +97,7 @@ def train(
     try:
         with (
             ray_session(config, dashboard=False) as there,
-            records.ended_record(recorder, run_id),
+            records.ended_record(recorder, run_id, code_changes=changes),
         ):
             recorder.start_run(
                 run_id,

@@ -35,6 +35,8 @@ MAY_CHANGE = {
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
 
+MAY_GROW = frozenset({"num_trials"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
@@ -49,8 +51,15 @@ class SearchResult:
     """False if MLflow lacks something that waits in the journal."""
 
 
-def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
+def tune(
+    search: SearchConfig, *, view: View | None = None, force_code: bool = False
+) -> SearchResult:
     """Run a search to its end; the same name goes on where it stopped.
+
+    Args:
+        search: what to search; a finished one goes on with a larger ``num_trials``.
+        view: is shown what happens.
+        force_code: resume a search that other code began.
 
     Raises:
         MorelError: data, storage, cluster or MLflow are not as asked, or the name belongs to
@@ -65,10 +74,12 @@ def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
         check_resources(search, *local_resources())
     data = load_data(base.data)
     check_fits(base, data)
-    check_identity(
+    changes = check_identity(
         f"{base.storage_path}/{base.name}",
         {**definition(search), "base": to_dict(base)},
         may_change=MAY_CHANGE,
+        may_grow=MAY_GROW,
+        force_code=force_code,
     )
     recorder = records.open_recorder(base)
     started = time.perf_counter()
@@ -81,7 +92,7 @@ def tune(search: SearchConfig, *, view: View | None = None) -> SearchResult:
         with (
             ray_session(base, dashboard=base.scaling.num_workers > 1) as there,
             book.ended_records(),
-            records.ended_record(recorder, search_id),
+            records.ended_record(recorder, search_id, code_changes=changes),
         ):
             recorder.start_run(
                 search_id,
