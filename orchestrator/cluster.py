@@ -61,7 +61,7 @@ def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float, beside: str 
 
 @contextmanager
 def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float, float]]:
-    """Ray, joined or started for the time inside; yields the cluster's (CPUs, GPUs).
+    """Ray, joined or started for the time inside; yields the (CPUs, GPUs) it has or can grow to.
 
     Args:
         config: ``cluster.address`` chooses.
@@ -137,7 +137,14 @@ def driver_resources() -> dict[str, float]:
 
 
 def _resources() -> tuple[float, float]:
-    import ray
+    """CPUs and GPUs of the cluster we are on; of one that grows by itself, what it can grow to.
 
-    there = ray.cluster_resources()
-    return float(there.get("CPU", 0)), float(there.get("GPU", 0))
+    Ray's autoscaler starts nodes for what is asked for: asked for only what is there, it never
+    would.
+    """
+    import ray
+    from ray._private.state import state
+
+    there, most = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    cpus, gpus = (float(max(there.get(kind, 0), most.get(kind, 0))) for kind in ("CPU", "GPU"))
+    return cpus, gpus

@@ -3,6 +3,7 @@
 import pytest
 
 from morel_core import ConfigError
+from orchestrator import cluster
 from orchestrator.cluster import check_scaling, cluster_address, local_resources
 from orchestrator.config import ClusterConfig, RunConfig, ScalingConfig
 
@@ -55,3 +56,20 @@ def test_local_resources():
     cpus, gpus = local_resources()
     assert cpus >= 1
     assert gpus >= 0
+
+
+@pytest.mark.parametrize(
+    ("there", "most", "expected"),
+    [
+        ({"CPU": 4.0}, None, (4, 0)),  # a cluster of fixed size
+        ({"CPU": 4.0, "GPU": 1.0}, {"CPU": 64, "GPU": 8}, (64, 8)),  # 7 of 8 nodes not started yet
+        ({"CPU": 4.0, "GPU": 1.0}, {"GPU": 8}, (4, 8)),
+    ],
+)
+def test_a_cluster_that_grows_counts_at_its_largest(monkeypatch, there, most, expected):
+    import ray
+    from ray._private.state import GlobalState
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(GlobalState, "get_max_resources_from_cluster_config", lambda self: most)
+    assert cluster._resources() == expected
