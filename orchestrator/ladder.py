@@ -10,7 +10,7 @@ from morel_core.errors import ConfigError, MorelError, check
 from orchestrator.config import RunConfig
 
 if TYPE_CHECKING:
-    from orchestrator.search_settings import SchedulerConfig
+    from orchestrator.search_settings import GoalConfig, SchedulerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,42 +48,71 @@ class LadderConfig:
         return {"evaluation.rungs": [asdict(rung) for rung in self.rungs]} if self.rungs else {}
 
 
-def milestones(scheduler: SchedulerConfig, epochs: int) -> list[int]:
-    """Epochs at which ASHA compares trials, and at which they are saved."""
-    if scheduler.name != "asha" or not scheduler.grace_period or not scheduler.reduction_factor:
-        return []
-    epoch, found = scheduler.grace_period, list[int]()
-    while epoch < epochs:
-        found.append(epoch)
-        epoch *= scheduler.reduction_factor
-    return found
+def milestones(scheduler: SchedulerConfig, epochs: int, every: int = 1) -> list[int]:
+    """Epochs at which a scheduler compares trials, and at which they are saved.
+
+    Args:
+        scheduler: halving has grace_period · reduction_factor^k; pbt multiples of its interval.
+        epochs: of a whole run; its end is no milestone.
+        every: ``evaluation.every``; a milestone between two measured epochs moves to the later.
+    """
+    found = list[int]()
+    if scheduler.interval:
+        found = list(range(scheduler.interval, epochs, scheduler.interval))
+    elif scheduler.grace_period and scheduler.reduction_factor:
+        epoch = scheduler.grace_period
+        while epoch < epochs:
+            found.append(epoch)
+            epoch *= scheduler.reduction_factor
+    measured = {-(-epoch // every) * every for epoch in found}
+    return sorted(epoch for epoch in measured if epoch < epochs)
 
 
-def check_ladder(ladder: LadderConfig, scheduler: SchedulerConfig, base: RunConfig) -> None:
-    """Raise `ConfigError` where a search would rank numbers of different rungs, or cannot verify.
+def check_scheduler(scheduler: SchedulerConfig, goal: GoalConfig, base: RunConfig) -> None:
+    """Raise `ConfigError` where a scheduler would rank what cannot be compared.
+
+    Args:
+        scheduler: who stops trials early.
+        goal: what the search makes better.
+        base: the run that the trials change, with the ladder's rungs.
+    """
+    name, epochs, every = scheduler.name, base.training.epochs, base.evaluation.every
+    both = goal.metric == "tradeoff" and name in ("asha", "hyperband", "median")
+    allowed = "pareto, pbt or none with objective.metric: tradeoff; this one ranks by one number"
+    check(not both, "scheduler.name", name, allowed)
+    upside_down = goal.mode == "min" and name != "none"
+    allowed = (
+        f"max with scheduler.name {name}: to it a trial that diverged, at 0, would be the best"
+    )
+    check(not upside_down, "objective.mode", goal.mode, allowed)
+    compared = milestones(scheduler, epochs, every)
+    brackets = scheduler.brackets or 1
+    allowed = (
+        f"at most {len(compared) + 1}: in {epochs} epochs trials are compared {len(compared)} times"
+    )
+    check(brackets <= len(compared) + 1, "scheduler.brackets", brackets, allowed)
+    if not base.evaluation.rungs:
+        return
+    allowed = (
+        "asha, hyperband, pareto or none with evaluation rungs: this one would mix numbers of "
+        "different rungs"
+    )
+    check(name not in ("median", "pbt"), "scheduler.name", name, allowed)
+    for epoch in milestones(scheduler, epochs):
+        allowed = (
+            f"with evaluation rungs {name}'s milestones, of which {epoch} is one, must be "
+            f"measured epochs: multiples of evaluation.every = {every}"
+        )
+        check(epoch % every == 0, "scheduler.grace_period", scheduler.grace_period, allowed)
+
+
+def check_ladder(ladder: LadderConfig, base: RunConfig) -> None:
+    """Raise `ConfigError` where a search could not verify as its ladder says.
 
     Args:
         ladder: of the search file.
-        scheduler: who stops trials early.
         base: the run that the trials change, with the ladder's rungs.
     """
-    if base.evaluation.rungs:
-        check(
-            scheduler.name != "median",
-            "scheduler.name",
-            scheduler.name,
-            "asha or none with evaluation rungs: the median rule ranks trials by the mean over "
-            "their epochs so far, which would mix numbers of different rungs",
-        )
-        every = base.evaluation.every
-        for epoch in milestones(scheduler, base.training.epochs):
-            check(
-                epoch % every == 0,
-                "scheduler.grace_period",
-                scheduler.grace_period,
-                f"with evaluation rungs asha's milestones, of which {epoch} is one, must be "
-                f"measured epochs: multiples of evaluation.every = {every}",
-            )
     verify = ladder.verify
     check(
         verify.num_images is None or verify.num_images <= base.data.holdout,

@@ -25,7 +25,7 @@ from orchestrator.config import (
     read_yaml,
     with_overrides,
 )
-from orchestrator.ladder import check_ladder
+from orchestrator.ladder import check_ladder, check_scheduler
 from orchestrator.parameters import ChoiceParameter, Parameter, SearchSpace, Values
 from orchestrator.search_settings import GoalConfig, SearchSettings
 from orchestrator.space_builder import (
@@ -199,7 +199,8 @@ def _check_search(
         True,
         "false in a search: its scheduler ranks trials by each epoch's numbers as it is reported",
     )
-    check_ladder(settings.ladder, settings.scheduler, base)
+    check_scheduler(settings.scheduler, settings.objective, base)
+    check_ladder(settings.ladder, base)
     check_points(space, base, settings.scheduler.grace_period)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     return SearchConfig(**values, name=name, source=source, space=space, base=base)

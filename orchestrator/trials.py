@@ -19,6 +19,9 @@ from orchestrator.tracking import Recorder
 if TYPE_CHECKING:
     from orchestrator.selection import Verified
 
+STOP_REASON = "morel_stop_reason"
+"""Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""
+
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 
 
@@ -174,7 +177,9 @@ class TrialBook:
             self._close(trial, "stopped", f"time budget spent at epoch {trial.epoch}")
         else:
             scheduler = self.search.scheduler.name.upper()
-            self._close(trial, "stopped", f"{scheduler} stopped it at epoch {trial.epoch}")
+            why = getattr(tune_trial, STOP_REASON, "")
+            reason = f"{scheduler} stopped it at epoch {trial.epoch}" + (f": {why}" if why else "")
+            self._close(trial, "stopped", reason)
 
     @contextmanager
     def ended_records(self) -> Generator[None]:

@@ -161,6 +161,7 @@ def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> N
     from ray import tune as ray_tune
 
     from orchestrator.follow import Follow, following
+    from orchestrator.schedulers import make_scheduler
     from orchestrator.searcher import SpaceSearcher
 
     base = search.base
@@ -211,7 +212,8 @@ def make_trainable(search: SearchConfig) -> Any:
     from orchestrator import worker
 
     base = to_dict(search.base)
-    saved_at = milestones(search.scheduler, search.base.training.epochs)
+    training, evaluation = search.base.training, search.base.evaluation
+    saved_at = milestones(search.scheduler, training.epochs, evaluation.every)
     if search.resources.workers > 1:
         trainable = ray_tune.with_parameters(
             worker.multi_worker_trial, base=base, milestones=saved_at
@@ -223,23 +225,6 @@ def make_trainable(search: SearchConfig) -> Any:
     asked = search.resources
     resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
     return ray_tune.with_resources(trainable, resources)
-
-
-def make_scheduler(search: SearchConfig) -> Any:
-    """Who stops trials early; in epochs, which survive a restore."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
-
-    scheduler, epochs = search.scheduler, search.base.training.epochs
-    if scheduler.name == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="epoch",
-            max_t=epochs,
-            grace_period=min(scheduler.grace_period or 1, epochs),
-            reduction_factor=scheduler.reduction_factor or 3,
-        )
-    if scheduler.name == "median":
-        return MedianStoppingRule(time_attr="epoch", grace_period=scheduler.grace_period or 1)
-    return FIFOScheduler()
 
 
 def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from fake_tune import ATTACK
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
 from morel_core import ConfigError, MorelError
 from orchestrator import storage, tune
@@ -28,6 +27,9 @@ def with_scheduler(search, **settings):
         ({"name": "asha", "grace_period": 1, "reduction_factor": 3}, [1, 3]),  # 9 is the end
         ({"name": "asha", "grace_period": 2, "reduction_factor": 2}, [2, 4, 8]),
         ({"name": "asha", "grace_period": 9}, []),
+        ({"name": "hyperband", "grace_period": 2, "reduction_factor": 2}, [2, 4, 8]),
+        ({"name": "pareto", "grace_period": 1, "reduction_factor": 3}, [1, 3]),
+        ({"name": "pbt", "interval": 3}, [3, 6]),
         ({"name": "median", "grace_period": 2}, []),
         ({"name": "none"}, []),
     ],
@@ -36,21 +38,10 @@ def test_milestones(search, settings, epochs):
     assert milestones(with_scheduler(search, **settings).scheduler, 9) == epochs
 
 
-def test_asha_compares_where_we_save(search):
-    scheduler = tune.make_scheduler(
-        with_scheduler(search, name="asha", grace_period=2, reduction_factor=2)
-    )
-    assert isinstance(scheduler, AsyncHyperBandScheduler)
-    assert scheduler._time_attr == "epoch"  # survives a restore, unlike training_iteration
-    milestones = [milestone for milestone, _ in scheduler._brackets[0]._rungs]
-    assert sorted(milestones) == [2, 4, 8]
-
-
-def test_other_schedulers(search):
-    median = tune.make_scheduler(with_scheduler(search, name="median", grace_period=2))
-    assert isinstance(median, MedianStoppingRule)
-    assert median._time_attr == "epoch"
-    assert type(tune.make_scheduler(with_scheduler(search, name="none"))) is FIFOScheduler
+def test_milestones_are_measured_epochs():
+    asha = SchedulerConfig(name="asha", grace_period=1, reduction_factor=2)
+    assert milestones(asha, 9, every=3) == [3, 6]  # 1, 2, 4 and 8, which gives way to the end
+    assert milestones(SchedulerConfig(name="pbt", interval=2), 9, every=3) == [3, 6]
 
 
 @pytest.mark.parametrize(

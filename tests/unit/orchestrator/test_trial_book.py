@@ -1,10 +1,13 @@
 """The driver's view of Tune's trials: a state machine, fed as Tune feeds its callbacks."""
 
+from dataclasses import replace
+
 import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
 from orchestrator import trials
 from orchestrator.records import own_end
+from orchestrator.search_settings import SchedulerConfig
 from orchestrator.selection import choose
 from orchestrator.trials import TrialBook
 
@@ -140,6 +143,19 @@ def test_stopped_early_by_the_scheduler(book, recorded):
     assert (trial.state, trial.reason) == ("stopped", "ASHA stopped it at epoch 3")
     final = recorded("hunt/t1")[-1][1]
     assert (final["status"], final["tags"]["morel.state"]) == ("FINISHED", "stopped")
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "pareto", "median"])
+def test_the_scheduler_that_stopped_a_trial_is_named(search, recorder, name):
+    settings = replace(search, scheduler=SchedulerConfig(name=name))
+    book = TrialBook(settings, recorder, None)
+    silent, told = FakeTrial("a", 0), FakeTrial("b", 1)
+    setattr(told, trials.STOP_REASON, "dominated by 4 of 6")
+    for tune_trial in (silent, told):
+        book.result(tune_trial, report(3))
+        book.complete(tune_trial)
+    stopped = f"{name.upper()} stopped it at epoch 3"
+    assert [t.reason for t in book.trials] == [stopped, f"{stopped}: dominated by 4 of 6"]
 
 
 def test_all_epochs_are_those_of_the_trial(book):
