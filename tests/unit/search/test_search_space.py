@@ -205,7 +205,7 @@ def test_overrides_reach_the_search_its_parameters_and_the_run(load):
         KINDS,
         "num_trials=3",
         "seed=7",
-        "objective.mode=min",
+        "objective.metric=clean_accuracy",
         "scheduler={name: asha, grace_period: 2}",
         "parameters.objective.alpha.high=0.5",
         "parameters.k1.high=0.5",
@@ -215,7 +215,7 @@ def test_overrides_reach_the_search_its_parameters_and_the_run(load):
         "objective.temperature=0.2",
         "resources.workers=2",
     )
-    assert (search.num_trials, search.seed, search.objective.mode) == (3, 7, "min")
+    assert (search.num_trials, search.seed, search.objective.metric) == (3, 7, "clean_accuracy")
     assert search.scheduler.grace_period == 2
     assert search.space.parameters["objective.alpha"].high == 0.5
     assert search.space.parameters["k1"].high == 0.5
