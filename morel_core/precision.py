@@ -1,4 +1,4 @@
-"""How training runs the encoder: its number format, its memory layout, compiled or not.
+"""How training runs the encoder: number format, memory layout, in slices or not, compiled or not.
 
 Only the encoder's passes are concerned (METHOD, "Numerical policy"): images, perturbation, heads
 and losses stay fp32, and so does every evaluation.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from morel_core.config import Precision
+from morel_core.micro_batches import pass_in_slices
 
 if TYPE_CHECKING:
     from morel_core.models import MorelNet
@@ -36,6 +37,7 @@ class EncoderPasses:
             for autocast of the encoder. fp64 networks stay fp64.
         channels_last: hand the images over in that layout, which the convolutions then keep.
         compile: through `torch.compile`, which happens at the first pass of each kind.
+        micro_batches: slices in which a batch is passed in train mode, see `micro_batches`.
     """
 
     def __init__(
@@ -45,14 +47,21 @@ class EncoderPasses:
         precision: Precision = "fp32",
         channels_last: bool = False,
         compile: bool = False,
+        micro_batches: int = 1,
     ) -> None:
         self.net = net
         self.precision = precision
         self.channels_last = channels_last
+        self.micro_batches = micro_batches
         self._encoder = torch.compile(net.encoder) if compile else net.encoder
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, D), fp32 where the encoder computed in less."""
+        if self.micro_batches > 1 and self.net.encoder.training:
+            return pass_in_slices(self._one_pass, self.net.encoder, x, self.micro_batches)
+        return self._one_pass(x)
+
+    def _one_pass(self, x: Tensor) -> Tensor:
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         # A context for each pass: weights cast in one are stale, or without graph, in another.

@@ -27,6 +27,7 @@ from morel_core.errors import MorelError
 from morel_core.evaluation import CLEAN, EvaluationResult, evaluate
 from morel_core.ladder import Ladder
 from morel_core.losses import MorelObjective, Outputs, Terms
+from morel_core.micro_batches import in_slices
 from morel_core.models import MorelNet, build_net
 from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
 from morel_core.precision import EncoderPasses
@@ -205,6 +206,7 @@ class Trainer:
             precision=settings.precision,
             channels_last=settings.channels_last,
             compile=compile,
+            micro_batches=settings.micro_batches,
         )
 
     def _train(self) -> Metrics:
@@ -248,7 +250,7 @@ class Trainer:
             return train_step(
                 self.net,
                 self.parallel_objective,
-                self.attack,
+                in_slices(self.attack, self.config.training.micro_batches),
                 self.optimizer,
                 batch.x,
                 batch.y,
@@ -325,7 +327,7 @@ class Trainer:
             net,
             source.fetch(indices).to(self.device),
             source.labels[indices].to(self.device),
-            attacks,
+            {name: in_slices(a, self.config.training.micro_batches) for name, a in attacks.items()},
             batch_size=settings.batch_size,
             seed=settings.seed,
             split=split,

@@ -96,11 +96,13 @@ class RunConfig(ExperimentConfig):
         super().__post_init__()
         check_name("name", self.name)
         object.__setattr__(self, "storage_path", absolute_storage(self.storage_path))
+        slices = self.training.micro_batches
         check(
-            self.training.batch_size >= 2 * self.scaling.num_workers,
+            self.training.batch_size >= 2 * self.scaling.num_workers * slices,
             "training.batch_size",
             self.training.batch_size,
-            f"at least 2 images for each of scaling.num_workers = {self.scaling.num_workers}",
+            f"at least 2 images for each of scaling.num_workers = {self.scaling.num_workers}"
+            + (f" in each of training.micro_batches = {slices}" if slices > 1 else ""),
         )
         check(
             self.objective.accuracy != "custom",

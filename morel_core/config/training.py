@@ -34,6 +34,12 @@ class TrainingConfig:
     epochs: int = 10
     batch_size: int = 128
     """Of all workers together: the number of workers does not change the batch."""
+    micro_batches: int = 1
+    """Slices in which each worker passes its part of a batch: less memory, one more forward pass.
+
+    The terms over the whole batch stay exact (`morel_core.micro_batches`): without BatchNorm the
+    step is the same. With BatchNorm each slice has its own statistics, which makes another run.
+    """
     precision: Precision = "fp32"
     """tf32: convolutions on CUDA in TF32, torch's own default, which fp32 does without. bf16: the
     encoder's passes under autocast. Images, losses and evaluation stay fp32."""
@@ -66,6 +72,19 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "must be >= 1")
         check(self.batch_size >= 2, "batch_size", self.batch_size, "must be >= 2")
+        check(
+            1 <= self.micro_batches <= self.batch_size // 2,
+            "micro_batches",
+            self.micro_batches,
+            f"from 1 to {self.batch_size // 2}: at least 2 of the batch_size = {self.batch_size} "
+            "images in each",
+        )
+        check(
+            self.micro_batches == 1 or not self.published_batchnorm,
+            "micro_batches",
+            self.micro_batches,
+            "1 with published_batchnorm, whose statistics are those of whole batches",
+        )
         check(
             self.precision in get_args(Precision),
             "precision",

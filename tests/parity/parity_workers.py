@@ -36,8 +36,10 @@ from morel_core import (
 from morel_core.awp import perturbed_weights
 from morel_core.data import SyntheticConfig
 from morel_core.distributed import data_parallel
+from morel_core.micro_batches import in_slices
 from morel_core.models import DigitsCnnConfig, build_net
 from morel_core.optim import make_optimizer
+from morel_core.precision import EncoderPasses
 from morel_core.seeding import sliced_randn
 from morel_core.step import gradient_shares, train_step
 
@@ -57,6 +59,8 @@ class Case:
     norm: str = "linf"
     wrong: tuple[int, ...] | None = None
     awp_gamma: float = 0.0
+    micro_batches: int = 1
+    """Of the ranks; one process takes whole batches."""
 
 
 def heavy(**settings: Any) -> ObjectiveConfig:
@@ -101,6 +105,8 @@ CASES = {
         heavy(accuracy="mart", scalarisation="smooth_chebyshev", mu=0.7, reference=(0.2, 0.1))
     ),
     "awp": Case(heavy(accuracy="trades"), awp_gamma=0.05),
+    "micro-batches": Case(heavy(accuracy="trades", features="both"), micro_batches=2),
+    "micro-batches, loat, awp": Case(loat(), wrong=(0,), micro_batches=2, awp_gamma=0.05),
     "plain trades": Case(ObjectiveConfig(accuracy="trades", morel=False)),
     "plain mart": Case(ObjectiveConfig(accuracy="mart", morel=False)),
     "plain loat": Case(ObjectiveConfig(accuracy="loat", morel=False), wrong=(0,)),
@@ -130,7 +136,8 @@ def gradients(case: Case, sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
         norm=case.norm,
         loss=objective.attack_loss,
     )
-    x_adv = attack(net, x[mine], y[mine], noise=noise)
+    micro_batches = case.micro_batches if len(sizes) > 1 else 1
+    x_adv = in_slices(attack, micro_batches)(net, x[mine], y[mine], noise=noise)
     parallel_objective = data_parallel(net, objective)  # must outlive the backward pass
 
     def weighed() -> Terms:
@@ -138,7 +145,10 @@ def gradients(case: Case, sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
             net, x[mine], x_adv, y[mine], epoch=case.epoch, num_epochs=NUM_EPOCHS, shard=None
         )
 
-    with perturbed_weights(net, case.awp_gamma, lambda: weighed().total):
+    with (
+        EncoderPasses(net, micro_batches=micro_batches).active(),
+        perturbed_weights(net, case.awp_gamma, lambda: weighed().total),
+    ):
         terms = weighed()
         shares = gradient_shares(terms, net)
         terms.total.backward()
@@ -194,6 +204,12 @@ RUNS = {
         optimizer=OptimizerConfig(lr=0.05, clip_norm=1.0),
         training=training(ema_decay=0.9, awp=AwpConfig(gamma=0.01)),
     ),
+    "trades, micro-batches": experiment(
+        data={"augmentation": "crop_flip"},
+        objective=ObjectiveConfig(accuracy="trades", features="both", alpha=0.1),
+        optimizer=OptimizerConfig(lr=0.05),
+        training=training(micro_batches=3),
+    ),
     "loat, swa": experiment(
         data={"augmentation": "crop"},
         objective=ObjectiveConfig(accuracy="loat", alpha=0.1, scalarisation="smooth_chebyshev"),
@@ -226,7 +242,10 @@ def in_double(net: MorelNet) -> MorelNet:
 
 
 def train(config: ExperimentConfig) -> dict[str, Any]:
-    """A whole run."""
+    """A whole run; alone on whole batches."""
+    if not dist.is_initialized():
+        settings = dataclasses.replace(config.training, micro_batches=1)
+        config = dataclasses.replace(config, training=settings)
     net = build_net(config.model, num_classes=4, shape=(3, 8, 8), seed=config.seed)
     trainer = Trainer(config, net=in_double(net))
     trainer.fit()

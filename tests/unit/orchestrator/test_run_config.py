@@ -277,6 +277,10 @@ def test_too_many_workers_for_the_batch():
     assert said.startswith(
         "training.batch_size = 7: at least 2 images for each of scaling.num_workers = 4"
     )
+    said = refusal(
+        "digits", "training.batch_size=7", "scaling.num_workers=2", "training.micro_batches=2"
+    )
+    assert "for each of scaling.num_workers = 2 in each of training.micro_batches = 2" in said
 
 
 def test_a_callable_cannot_come_from_yaml():

@@ -181,13 +181,16 @@ def objectives(draw):
 def trainings(draw, single_step):
     epochs = draw(COUNT)
     average = draw(st.sampled_from(["none", "ema", "swa"]))
+    published_batchnorm = draw(st.booleans())
+    micro_batches = 1 if published_batchnorm else draw(st.integers(1, 8))
     return TrainingConfig(
         epochs=epochs,
-        batch_size=draw(st.integers(8, 10**6)),
+        batch_size=draw(st.integers(8 * micro_batches, 10**6)),
+        micro_batches=micro_batches,
         precision=draw(st.sampled_from(get_args(Precision))),
         channels_last=draw(st.booleans()),
         compile=draw(st.booleans()),
-        published_batchnorm=draw(st.booleans()),
+        published_batchnorm=published_batchnorm,
         ema_decay=draw(SHARE) if average == "ema" else None,
         swa_start_epoch=draw(st.integers(1, epochs)) if average == "swa" else None,
         awp=AwpConfig(gamma=draw(st.floats(0, 0.99)), warmup_epochs=draw(st.integers(0, 20))),

@@ -1,0 +1,154 @@
+"""Micro-batches: a step's passes on slices of the batch, its losses on the whole (Gao et al. 2021).
+
+GradCache: each slice is passed without keeping what a backward pass needs; the losses are computed
+on the cached features of the whole batch, so that terms that couple samples (attention, contrastive
+term, group means) stay exact; where their gradient arrives at the features of a slice, that slice
+is passed once more and backpropagated. At any time the activations of one slice are in memory, for
+one more forward pass of each batch.
+
+It is one backward pass to autograd, and so one synchronisation to DDP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from morel_core.config import Norm
+
+if TYPE_CHECKING:
+    from morel_core.attacks import Attack
+
+
+def pass_in_slices(
+    encode: Callable[[Tensor], Tensor], encoder: nn.Module, x: Tensor, count: int
+) -> Tensor:
+    """``encode(x)``, of which no more than one slice's activations are ever kept.
+
+    Without BatchNorm in train mode the features and all gradients are those of one pass. With it
+    each slice is normalised by its own statistics, and moves the running ones once.
+
+    Args:
+        encode: (b, C, H, W) → (b, D); runs ``encoder``. Called once more for each slice by a
+            backward pass.
+        encoder: whose buffers the first call for a slice moves, and no other.
+        x: (B, C, H, W).
+        count: of slices, at most; their sizes differ by at most one.
+
+    Returns:
+        (B, D), with gradients.
+    """
+
+    slices = x.tensor_split(min(count, len(x)))
+    features: list[Any] = [
+        checkpoint(_moving_buffers_once(encode, encoder), part, use_reentrant=False)
+        for part in slices
+    ]
+    return torch.cat(features)
+
+
+def _moving_buffers_once(
+    encode: Callable[[Tensor], Tensor], encoder: nn.Module
+) -> Callable[[Tensor], Tensor]:
+    """``encode``, whose calls after the first leave the encoder's buffers as they are."""
+    called = False
+
+    def call(part: Tensor) -> Tensor:
+        nonlocal called
+        if called:
+            with _buffers_kept(encoder):
+                return encode(part)
+        called = True
+        return encode(part)
+
+    return call
+
+
+@contextmanager
+def _buffers_kept(encoder: nn.Module) -> Generator[None]:
+    """Inside, passes move copies of the buffers: writing into them would reach saved tensors."""
+    kept = [
+        (module, name, buffer)
+        for module in encoder.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """``attack`` on one slice of the images after the other; each image's noise is unchanged.
+
+    Args:
+        attack: which treats each image by itself, as all of ours do.
+        count: of slices, at most; their sizes differ by at most one.
+    """
+
+    attack: Attack
+    count: int
+
+    @property
+    def eps(self) -> float:
+        """See `Attack`."""
+        return self.attack.eps
+
+    @property
+    def norm(self) -> Norm:
+        """See `Attack`."""
+        return self.attack.norm
+
+    @property
+    def name(self) -> str:
+        """See `Attack`."""
+        return self.attack.name
+
+    @property
+    def draws(self) -> int:
+        """See `Attack`."""
+        return self.attack.draws
+
+    @property
+    def white_box(self) -> bool:
+        """See `Attack`."""
+        return self.attack.white_box
+
+    def describe(self) -> dict[str, Any]:
+        """See `Attack`."""
+        return self.attack.describe()
+
+    def __call__(
+        self,
+        net: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """See `Attack`."""
+        count = min(self.count, len(x))
+        if noise is None and self.draws:
+            shape = (self.draws, *x.shape)
+            noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        draws: list[Tensor | None] = [None] * count
+        if noise is not None and self.draws:
+            draws = list(noise.tensor_split(count, dim=noise.dim() - x.dim()))
+        parts = zip(x.tensor_split(count), y.tensor_split(count), draws, strict=True)
+        return torch.cat([self.attack(net, *part, noise=draw) for *part, draw in parts])
+
+
+def in_slices(attack: Attack, count: int) -> Attack:
+    """``attack`` itself for a ``count`` of 1, else `Sliced`."""
+    return attack if count == 1 else Sliced(attack, count)
