@@ -120,7 +120,7 @@ class Halving(AsyncHyperBandScheduler):
         return [eta ** (count - 1 - s) / (count - s) for s in range(count)]
 
     def _keep(self) -> None:
-        self._records.write({"brackets": [dict(b._rungs) for b in self._brackets]})
+        self._records.write({"brackets": [dict(rungs_of(b)) for b in self._brackets]})
 
     def _recall(self) -> None:
         if self._recalled:
@@ -129,8 +129,13 @@ class Halving(AsyncHyperBandScheduler):
         for bracket, kept in zip(
             self._brackets, self._records.read().get("brackets", []), strict=False
         ):
-            for milestone, recorded in bracket._rungs:
+            for milestone, recorded in rungs_of(bracket):
                 recorded.update(kept.get(str(milestone), {}))
+
+
+def rungs_of(bracket: Any) -> list[tuple[int, dict[str, float]]]:
+    """Milestones of one of Ray's brackets, and what each trial had there."""
+    return bracket._rungs
 
 
 class ParetoHalving(FIFOScheduler):

@@ -444,7 +444,7 @@ def test_mistakes_in_a_ladder(load, text, message):
 def test_a_ladder_refuses_the_median_rule(load):
     head = "recipe: digits\noverrides: {training.epochs: 4}\nscheduler: {name: median}\n"
     load(ALPHA, head=head)
-    with pytest.raises(ConfigError, match="median.: asha, hyperband, pareto or none with"):
+    with pytest.raises(ConfigError, match=r"median.: asha, hyperband, pareto or none with"):
         load(ALPHA + RUNGS + "}", head=head)
 
 
