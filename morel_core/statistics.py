@@ -1,8 +1,9 @@
 """Intervals and tests for accuracies: of one network, of two on the same images, over seeds.
 
 Two networks on the same images: `mcnemar` and `paired_difference` speak of these two networks.
-Two methods: `paired_t` over seeds, each of which trained one network of either. What such
-comparisons can resolve at all: `detectable_difference` and `detectable_mean_difference`.
+One method: `mean_t` over the seeds that it was trained with. Two methods: `paired_t` over seeds,
+each of which trained one network of either; `holm` where there are several such comparisons. What
+they can resolve at all: `detectable_difference` and `detectable_mean_difference`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ class PairedDifference:
     only_first: int
     only_second: int
     num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanT:
+    """The mean of one number over seeds."""
+
+    mean: float
+    low: float
+    high: float
+    """The 95 % interval is [low, high]."""
+    deviation: float
+    """Standard deviation over seeds, of n - 1 degrees of freedom."""
+    num_seeds: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +169,15 @@ def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     )
 
 
+def mean_t(values: Sequence[float]) -> MeanT:
+    """Mean over seeds, with its t-interval; raises ValueError for fewer than 2 ``values``."""
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} seeds: need at least 2")
+    n, mean, deviation = len(values), fmean(values), stdev(values)
+    half = t_quantile(1 - LEVEL / 2, n - 1) * deviation / math.sqrt(n)
+    return MeanT(mean=mean, low=mean - half, high=mean + half, deviation=deviation, num_seeds=n)
+
+
 def paired_t(first: Sequence[float], second: Sequence[float]) -> PairedT:
     """Mean difference of two methods over the same seeds, with its t-interval.
 
@@ -167,22 +190,34 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> PairedT:
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"{len(first)} and {len(second)} seeds: need as many, at least 2")
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    n, mean, deviation = len(differences), fmean(differences), stdev(differences)
-    error = deviation / math.sqrt(n)
-    half = t_quantile(1 - LEVEL / 2, n - 1) * error
+    mean = mean_t([a - b for a, b in zip(first, second, strict=True)])
+    n, error = mean.num_seeds, mean.deviation / math.sqrt(mean.num_seeds)
     if error > 0:
-        p_value = 1 - _within(math.atan(abs(mean) / error / math.sqrt(n - 1)), n - 1)
+        p_value = 1 - _within(math.atan(abs(mean.mean) / error / math.sqrt(n - 1)), n - 1)
     else:
-        p_value = 1.0 if mean == 0 else 0.0
+        p_value = 1.0 if mean.mean == 0 else 0.0
     return PairedT(
-        difference=mean,
-        low=mean - half,
-        high=mean + half,
+        difference=mean.mean,
+        low=mean.low,
+        high=mean.high,
         p_value=p_value,
-        deviation=deviation,
+        deviation=mean.deviation,
         num_seeds=n,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being several, by Holm's step-down rule (1979).
+
+    Those at most α keep the chance of any false rejection among them at α, whatever depends on
+    what. In the order given; each at least as large as before, and at most 1.
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    ascending = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(ascending):
+        largest = max(largest, (len(p_values) - rank) * p_values[index])
+        corrected[index] = min(1.0, largest)
+    return corrected
 
 
 def detectable_difference(num_images: int, discordance: float) -> float | None:

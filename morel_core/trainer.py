@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from morel_core import checkpoint
-from morel_core.attacks import PGD
+from morel_core.attacks import PGD, Attack
 from morel_core.averaging import WeightAverage
 from morel_core.config import ExperimentConfig, ObjectiveConfig
 from morel_core.data import Batch, Batches, Dataset, load_data
@@ -312,13 +312,13 @@ class Trainer:
         result = self._evaluate(self.net, "holdout", attacks, GUARD_IMAGES)
         return guard_metrics(result, self.history)
 
-    def evaluate(self, split: str, attacks: dict[str, PGD]) -> EvaluationResult:
+    def evaluate(self, split: str, attacks: Mapping[str, Attack]) -> EvaluationResult:
         """The network as it stands on "holdout" or "test", by the config's evaluation settings."""
         limit = self.config.evaluation.num_images if split == "holdout" else None
         return self._evaluate(self.network, split, attacks, limit)
 
     def _evaluate(
-        self, net: MorelNet, split: str, attacks: dict[str, PGD], limit: int | None
+        self, net: MorelNet, split: str, attacks: Mapping[str, Attack], limit: int | None
     ) -> EvaluationResult:
         settings = self.config.evaluation
         source = self.data.holdout if split == "holdout" else self.data.test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -120,14 +121,15 @@ def check_ladder(ladder: LadderConfig, base: RunConfig) -> None:
         verify.num_images,
         f"at most data.holdout = {base.data.holdout}",
     )
-    for name in verify.attacks:
-        _check_attack(name, base.evaluation.attack)
+    check_attacks("ladder.verify.attacks", verify.attacks, base.evaluation.attack)
 
 
-def _check_attack(name: str, ball: AttackConfig) -> None:
+def check_attacks(key: str, names: Sequence[str], ball: AttackConfig) -> None:
+    """Raise `ConfigError` for ``key`` unless each name is an attack of the catalogue."""
     from morel_core.attacks.catalogue import make_attacks
 
-    try:
-        make_attacks([name], ball)
-    except MorelError as error:
-        raise ConfigError("ladder.verify.attacks", name, str(error)) from None
+    for name in names:
+        try:
+            make_attacks([name], ball)
+        except MorelError as error:
+            raise ConfigError(key, name, str(error)) from None

@@ -279,6 +279,13 @@ class SearchSpace:
         """Raw values of the fixed point ``name``, grid parameters left out."""
         return dict(self.baselines[name])
 
+    def label_of(self, baseline: str | None, params: Mapping[str, Any]) -> str:
+        """A point's name: of a baseline its own, and where in the grid, if there is any."""
+        if baseline is None:
+            return self.label(params)
+        cell = {name: params[name] for name in self.grid()[0]}
+        return " ".join(filter(None, [baseline, self.label(cell)]))
+
     def label(self, params: Mapping[str, Any]) -> str:
         """A point in a few words, ``"k1=0.1 alpha=1e-05"``: last parts of the keys, plain ASCII."""
         short = [name.rpartition(".")[2] for name in params]

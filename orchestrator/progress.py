@@ -169,6 +169,7 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
                 "rung": trial.rung or None,
                 "verified": verified_summary(trial, result.winner),
                 "test": trial.test,
+                "untested": trial.untested or None,
             }
             for trial in result.trials
         ],
@@ -184,8 +185,17 @@ def print_search(console: Console, result: SearchResult) -> None:
     for line in result_lines(search, result.trials, winner):
         console.print(line, markup=False)
     if winner is not None:
-        console.print(f"On the test set: {test_line(winner.test)}", markup=False)
+        console.print(f"On the test set: {final_line(winner)}", markup=False)
+    for trial in result.trials:
+        if trial is not winner and (trial.test or trial.untested):
+            head = f"Test set, trial {trial.number} ({trial.label})"
+            console.print(f"{head}: {final_line(trial)}", markup=False)
     print_where(console, search.base, result.recorded)
+
+
+def final_line(trial: Trial) -> str:
+    """A trial's numbers on the test set, or why there are none."""
+    return f"not measured: {trial.untested}" if trial.untested else test_line(trial.test)
 
 
 def test_line(metrics: Mapping[str, float]) -> str:

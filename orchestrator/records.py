@@ -151,6 +151,7 @@ def run_tags(config: RunConfig, kind: str) -> dict[str, str]:
         "morel.kind": kind,
         "morel.key": run_key(config),
         "morel.objective": config.objective.accuracy,
+        "morel.seed": str(config.seed),
         "morel.attack.evaluation": evaluation_label(config),
         "morel.storage": f"{config.storage_path}/{config.name}",
         **environment_tags(),

@@ -173,6 +173,16 @@ class ResourcesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinalConfig:
+    """What is measured on the test set, once, when the search is over."""
+
+    trials: Literal["winner", "all", "none"] = "winner"
+    """Whose best networks; all: of every trial that came to its end."""
+    attacks: list[str] = field(default_factory=lambda: list[str]())
+    """By name, in the ball of the evaluation attack; default: the evaluation attack itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """The keys of a search file."""
 
@@ -195,6 +205,7 @@ class SearchSettings:
     """Of the searcher. What trials train with is the recipe's own ``seed``."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
+    final: FinalConfig = field(default_factory=FinalConfig)
     parameters: dict[str, Any] = field(default_factory=lambda: Values())
     baselines: dict[str, Any] = field(default_factory=lambda: Values())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from morel_core.errors import ConfigError, MorelError, check
@@ -25,7 +25,7 @@ from orchestrator.config import (
     read_yaml,
     with_overrides,
 )
-from orchestrator.ladder import check_ladder, check_scheduler
+from orchestrator.ladder import check_attacks, check_ladder, check_scheduler
 from orchestrator.parameters import ChoiceParameter, Parameter, SearchSpace, Values
 from orchestrator.search_settings import GoalConfig, SearchSettings
 from orchestrator.space_builder import (
@@ -50,6 +50,10 @@ class SearchConfig(SearchSettings):
     space: SearchSpace
     base: RunConfig
     """Recipe, the file's ``overrides`` and the command line's; ``resources`` is its scaling."""
+    parent: str | None = None
+    """Run id of the campaign that it belongs to."""
+    tags: Values = field(default_factory=lambda: Values())
+    """Of its run and its trials' in MLflow, beside their own."""
 
     @property
     def total_trials(self) -> int:
@@ -100,7 +104,7 @@ def load_search(name_or_path: str, overrides: Sequence[str] = ()) -> SearchConfi
     try:
         for key in sorted(given, key=lambda key: (not key.endswith(".name"), key)):
             put(mapping, key, given[key])
-        return _check_search(path.stem, source, mapping, run_given)
+        return check_search(path.stem, source, mapping, run_given)
     except ConfigError as error:
         typed = any(
             error.key == key or error.key.startswith(f"{key}.") for key in given | run_given
@@ -183,9 +187,17 @@ def check_resources(config: SearchConfig, available_cpus: float, available_gpus:
 # --- checks --------------------------------------------------------------------------------------
 
 
-def _check_search(
+def check_search(
     name: str, source: str, mapping: Mapping[str, Any], run_given: Mapping[str, Any]
 ) -> SearchConfig:
+    """The search of a file's ``mapping`` with overrides for its run; raises `ConfigError`.
+
+    Args:
+        name: of the search space.
+        source: the file, as errors name it.
+        mapping: keys of `SearchSettings`.
+        run_given: dotted settings that win over the mapping's ``overrides``.
+    """
     settings = build(SearchSettings, number(mapping))
     find_file("recipes", settings.recipe)
     parameters = in_order(build_parameters(settings.parameters))
@@ -201,6 +213,7 @@ def _check_search(
     )
     check_scheduler(settings.scheduler, settings.objective, base)
     check_ladder(settings.ladder, base)
+    check_attacks("final.attacks", settings.final.attacks, base.evaluation.attack)
     check_points(space, base, settings.scheduler.grace_period)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     return SearchConfig(**values, name=name, source=source, space=space, base=base)

@@ -42,7 +42,9 @@ class Trial:
     seconds: float = 0.0
     checkpoint: str | None = None
     test: dict[str, float] = field(default_factory=lambda: dict[str, float]())
-    """Final numbers on the test set: the winner's alone."""
+    """Final numbers on the test set: the winner's alone, unless ``final.trials`` says otherwise."""
+    untested: str = ""
+    """Why those could not be measured."""
     verified: Verified | None = None
     """Its numbers under the verification's attacks, if it was a candidate for the win."""
     standing: str = ""
@@ -114,7 +116,7 @@ class TrialBook:
         trial = Trial(
             run_id=run_id,
             number=int(config["index"]) + 1,
-            label=config["baseline"] or self.search.space.label(config["params"]),
+            label=self.search.space.label_of(config["baseline"], config["params"]),
             params=dict(config["params"]),
             baseline=config["baseline"],
         )
@@ -125,6 +127,7 @@ class TrialBook:
 
     def _record_start(self, trial: Trial, config: Mapping[str, Any]) -> None:
         tags = {"morel.search": str(self.search.base.name), "morel.kind": "trial"}
+        tags |= self.search.tags
         tags |= {"morel.baseline": trial.baseline} if trial.baseline else {}
         params = {f"search.{key}": value for key, value in trial.params.items() if "." not in key}
         try:

@@ -19,6 +19,7 @@ from orchestrator.cluster import (
     ray_session,
 )
 from orchestrator.config import to_dict
+from orchestrator.final import measure_on_test
 from orchestrator.identity import check_identity
 from orchestrator.ladder import milestones
 from orchestrator.search_space import SearchConfig, check_resources
@@ -31,7 +32,7 @@ from orchestrator.verify import record_verified, verify_candidates
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
     *("budget", "max_concurrent", "source", "description"),
-    *("ladder.verify.top", "ladder.verify.attacks", "ladder.verify.num_images"),
+    *("ladder.verify.top", "ladder.verify.attacks", "ladder.verify.num_images", "final"),
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
 
@@ -97,9 +98,10 @@ def tune(
             recorder.start_run(
                 search_id,
                 name=search_id,
+                parent=search.parent,
                 params=search_params(search),
                 config={"search": definition(search), "base": to_dict(base)},
-                tags=records.run_tags(base, "search") | {"morel.search": search_id},
+                tags=records.run_tags(base, "search") | {"morel.search": search_id} | search.tags,
                 dataset=records.dataset_record(base, data),
             )
             check_resources(search, *there)
@@ -108,8 +110,7 @@ def tune(
                 verify_candidates(search, book)
             winner = choose(search, book.trials)
             record_verified(book.trials, winner, recorder)
-            if winner is not None:
-                measure_winner(search, winner, recorder)
+            measure_on_test(search, book.trials, winner, recorder)
             seconds = time.perf_counter() - started
             finish_search(search, book.trials, winner, seconds, recorder)
             recorder.flush(records.DELIVERY_S)
@@ -248,35 +249,7 @@ def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
     return min(fits, search.max_concurrent or fits, search.total_trials)
 
 
-# --- the winner ----------------------------------------------------------------------------------
-
-
-def measure_winner(search: SearchConfig, winner: Trial, recorder: Recorder) -> None:
-    """Measure the winner's best network on the test set, export it and add both to its record."""
-    import ray
-    from ray.train import Checkpoint
-
-    from orchestrator import worker
-
-    asked = search.resources
-    run = search.trial_config(winner.params)
-    task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
-        worker.measure_final
-    )
-    assert winner.checkpoint is not None  # `best_trial` takes no other
-    checkpoint = Checkpoint(winner.checkpoint)
-    final = ray.get(task.remote(to_dict(run), checkpoint))
-    exported = records.store_export(f"{run.storage_path}/{run.name}/winner", final)
-    winner.test = exported.metrics
-    recorder.finish(
-        winner.run_id,
-        status="FINISHED",
-        stop_reason=winner.reason,
-        metrics=exported.metrics,
-        tags={"morel.winner": "true"},
-        texts={"evaluation/test.json": exported.evaluation},
-        model=exported.model,
-    )
+# --- the end --------------------------------------------------------------------------------------
 
 
 def finish_search(

@@ -305,14 +305,22 @@ def measure_verified(
     )
 
 
-def measure_final(values: dict[str, Any], checkpoint: train.Checkpoint) -> dict[str, Any]:
+def measure_final(
+    values: dict[str, Any], checkpoint: train.Checkpoint, attacks: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure the best network of a run on the test set, once, and export it.
+
+    Args:
+        values: the run's plain config, whose evaluation attack gives the ball.
+        checkpoint: of the run.
+        attacks: names as in `morel_core.attacks.catalogue`; default: the evaluation attack.
 
     Returns:
         ``record``: the evaluation's record; ``files``: name → content of the exported model.
     """
     trainer = load_best(values, checkpoint)
-    result = trainer.evaluate("test", {trainer.eval_attack.name: trainer.eval_attack})
+    asked = make_attacks(attacks, trainer.config.evaluation.attack)
+    result = trainer.evaluate("test", asked or {trainer.eval_attack.name: trainer.eval_attack})
     with tempfile.TemporaryDirectory(prefix="morel-export-") as folder:
         export_model(trainer.net, trainer.data.shape, Path(folder))
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}

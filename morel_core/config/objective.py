@@ -31,6 +31,8 @@ class ObjectiveConfig:
     non-convex parts of the front; distances count from ``reference``."""
     mu: float = 0.1
     """μ of smooth_chebyshev: the smaller, the closer to the maximum."""
+    alignment: bool = True
+    """False leaves the alignment term out of the robustness objective (ablation)."""
     alpha: float = 1e-5
     """α: weight of the contrastive term inside the robustness objective."""
     temperature: float = 0.1

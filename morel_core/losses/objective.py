@@ -132,7 +132,8 @@ class MorelObjective:
 
         z = at_least_fp32(net.projection(features))
         z_adv = at_least_fp32(net.projection(features_adv))
-        alignment = shard.mean(cosine_alignment(z, z_adv))
+        cosine = shard.mean(cosine_alignment(z, z_adv))
+        alignment = cosine if config.alignment else torch.zeros_like(cosine)
         contrastive = self._contrastive(net, z, z_adv, y, shard)
         robustness = alignment + config.alpha * contrastive
         total = scalarise(robustness, accuracy, config)

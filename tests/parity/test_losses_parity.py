@@ -303,6 +303,28 @@ def test_chebyshev_by_hand() -> None:
     assert slopes == pytest.approx([0.25, 0.25])
 
 
+def test_without_alignment_the_contrastive_term_is_left() -> None:
+    config = ObjectiveConfig(alpha=0.5, preference=(0.4, 0.6), gamma=0.01)
+    net = small_net(3)
+    x, y, noise = small_batch(6, 3, pixels=4)
+    x_adv = (x + 0.05 * noise).clamp(0, 1)
+    whole, part = (
+        MorelObjective(dataclasses.replace(config, alignment=kept))(
+            net, x, x_adv, y, epoch=1, num_epochs=10
+        )
+        for kept in (True, False)
+    )
+    assert part.alignment == 0
+    assert_equal_to(part.robustness, 0.5 * whole.contrastive)
+    net.zero_grad()
+    (whole.total - (0.4 + 0.01) * whole.alignment).backward()
+    expected = grads(net)
+    net.zero_grad()
+    part.total.backward()
+    for name, gradient in grads(net).items():
+        assert_equal_to(gradient, expected[name])
+
+
 @pytest.mark.parametrize("accuracy", ["trades", "mart", "loat", "at"])
 @pytest.mark.parametrize("features", FEATURES)
 @bounded

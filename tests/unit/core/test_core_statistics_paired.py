@@ -13,7 +13,9 @@ from morel_core.statistics import (
     binomial_tail,
     detectable_difference,
     detectable_mean_difference,
+    holm,
     mcnemar,
+    mean_t,
     paired_difference,
     paired_t,
     t_quantile,
@@ -167,6 +169,37 @@ def test_paired_t_is_scipys(n):
     assert result.p_value == pytest.approx(expected.pvalue, abs=1e-12)
     assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
     assert result.num_seeds == n
+
+
+def test_mean_t_is_scipys():
+    values = [0.51, 0.53, 0.50, 0.56, 0.52]
+    result, expected = mean_t(values), stats.ttest_1samp(values, 0)
+    interval = expected.confidence_interval(0.95)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert (result.mean, result.deviation) == pytest.approx((0.524, stats.tstd(values)))
+    with pytest.raises(ValueError, match="1 seeds: need at least 2"):
+        mean_t([0.5])
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        # By hand: 4 x 0.01, 3 x 0.02, 2 x 0.03, then 0.04, held up by what came before.
+        ([0.01, 0.04, 0.03, 0.02], [0.04, 0.06, 0.06, 0.06]),
+        ([0.5, 0.9], [1.0, 1.0]),
+        ([0.03], [0.03]),
+        ([], []),
+    ],
+)
+def test_holm(p_values, corrected):
+    assert holm(p_values) == pytest.approx(corrected)
+
+
+def test_holm_keeps_the_chance_of_any_false_rejection():
+    draws = torch.Generator().manual_seed(3)
+    families = torch.rand(2000, 5, generator=draws).tolist()
+    wrong = sum(min(holm(family)) <= 0.05 for family in families)
+    assert wrong / len(families) == pytest.approx(0.05, abs=0.015)
 
 
 def test_paired_t_of_differences_that_are_all_the_same():

@@ -328,6 +328,13 @@ def test_ablation_leaves_out_one_part_at_a_time():
     assert {search.trial_config(params).seed for _, params in search.planned()[:15]} == {0, 1, 2}
 
 
+def test_trials_of_a_baseline_are_told_apart_by_the_grid():
+    space = load_search("ablation").space
+    params = {**space.baseline_params("plain"), "seed": 2}
+    assert space.label_of("plain", params) == "plain seed=2"
+    assert load_search("smoke").space.label_of("paper", {"objective.alpha": 1e-5}) == "paper"
+
+
 def test_demo_is_eight_trials_with_early_stopping():
     search = load_search("demo")
     assert search.total_trials >= 8

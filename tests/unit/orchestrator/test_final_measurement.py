@@ -1,0 +1,71 @@
+"""Which trials meet the test set at the end of a search, and that none does so twice."""
+
+import dataclasses
+import json
+
+import pytest
+
+from morel_core.errors import ConfigError
+from orchestrator import final, storage
+from orchestrator.search_settings import FinalConfig
+from orchestrator.search_space import load_search
+from orchestrator.trials import Trial
+
+MEASURED = {"best_epoch": 2.0, "epoch": 2}
+
+
+def make(number, state="finished", **changes):
+    fields = {"last": MEASURED, "checkpoint": "/there", **changes}
+    return Trial(run_id=f"s/t{number}", number=number, label="", params={}, state=state, **fields)
+
+
+def asking(trials, attacks=()):
+    search = load_search("smoke")
+    return dataclasses.replace(search, final=FinalConfig(trials=trials, attacks=list(attacks)))
+
+
+def test_who_meets_the_test_set():
+    good, early, worse = make(1), make(2, "stopped"), make(3)
+    lost = [make(4, "diverged"), make(5, "failed", checkpoint=None), make(6, last={})]
+    trials = [good, early, worse, *lost]
+    assert final.chosen(asking("winner"), trials, worse) == [worse]
+    assert final.chosen(asking("winner"), trials, None) == []
+    assert final.chosen(asking("all"), trials, worse) == [good, early, worse]
+    assert final.chosen(asking("none"), trials, worse) == []
+
+
+class Book:
+    """What the recorder is told."""
+
+    def __init__(self):
+        self.ended = []
+
+    def finish(self, run_id, **what):
+        self.ended.append((run_id, what))
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
+    search, trial, book = asking("winner"), make(1), Book()
+    base = dataclasses.replace(search.base, storage_path=str(tmp_path), name="s")
+    search = dataclasses.replace(search, base=base)
+    kept = {"metrics": {"test.clean": 0.5}, "model": {"path": "/m"}, "evaluation": "{}"}
+    storage.write(final._place(search, trial), json.dumps(kept).encode())
+    monkeypatch.setattr(final, "_start", lambda *_: pytest.fail("measured again"))
+    final.measure_on_test(search, [trial], trial, book)
+    assert trial.test == {"test.clean": 0.5}
+    ((run_id, what),) = book.ended
+    assert run_id == trial.run_id
+    assert what["metrics"] == trial.test
+    assert what["tags"] == {"morel.winner": "true"}
+
+
+def test_other_attacks_are_another_measurement(tmp_path):
+    trial = make(1)
+    assert final._place(asking("all"), trial) != final._place(asking("all", ["pgd20"]), trial)
+
+
+def test_attacks_are_known_before_the_search_starts():
+    with pytest.raises(ConfigError, match=r"command line: final\.attacks = .pgdd.: attack"):
+        load_search("smoke", ["final.attacks=[pgdd]"])
+    with pytest.raises(ConfigError, match=r"final\.trials"):
+        load_search("smoke", ["final.trials=some"])
