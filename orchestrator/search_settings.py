@@ -62,6 +62,11 @@ class GoalConfig:
         """``constraints``, read."""
         return [Constraint.parse(text) for text in self.constraints]
 
+    @property
+    def scalar(self) -> Literal["robust_accuracy", "clean_accuracy"]:
+        """The metric where only one can be: of a trade-off robust accuracy."""
+        return "robust_accuracy" if self.metric == "tradeoff" else self.metric
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearcherConfig:

@@ -2,88 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import pickle
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import (
-    BaseSampler,
-    NSGAIIISampler,
-    NSGAIISampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from morel_core.ladder import Ladder
+from orchestrator import goal
 from orchestrator.parameters import SearchSpace, Values
+from orchestrator.samplers import make_sampler
 from orchestrator.search_space import SearchConfig
 
-
-class QuasiRandomSampler(QMCSampler):
-    """Optuna's Sobol sampler over all of a known space.
-
-    Optuna's own takes the space from the first finished trial and draws at random until there is
-    one, so that its points depend on timing. A conditional parameter keeps its coordinate and goes
-    unread where it is inactive.
-    """
-
-    def __init__(self, space: Mapping[str, BaseDistribution], seed: int) -> None:
-        with warnings.catch_warnings(
-            action="ignore", category=optuna.exceptions.ExperimentalWarning
-        ):
-            super().__init__(scramble=True, seed=seed)
-        self._space = dict(space)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return self._space
-
-
-def make_sampler(config: SearchConfig) -> BaseSampler:
-    """The Optuna sampler of a search, seeded by it."""
-    match config.searcher.name:
-        case "tpe":
-            startup = config.searcher.startup_trials
-            assert startup is not None  # SearcherConfig fills it in
-            with warnings.catch_warnings(
-                action="ignore", category=optuna.exceptions.ExperimentalWarning
-            ):
-                return TPESampler(
-                    multivariate=True,
-                    # Conditional parameters would otherwise be left out of the joint model.
-                    group=config.space.conditional,
-                    constant_liar=True,
-                    n_startup_trials=startup,
-                    seed=config.seed,
-                )
-        case "nsga2" | "nsga3":
-            size = config.searcher.population_size
-            assert size is not None  # SearcherConfig fills it in
-            genetic = NSGAIISampler if config.searcher.name == "nsga2" else NSGAIIISampler
-            return genetic(population_size=size, seed=config.seed)
-        case "quasi_random":
-            return QuasiRandomSampler(config.space.distributions(), config.seed)
-        case "random" | "grid":  # a grid is planned beforehand: nothing is left to draw
-            return RandomSampler(seed=config.seed)
+UNFINISHED = "unfinished"
+"""The constraint that a trial misses which did not come to its own end."""
 
 
 @dataclass
 class OpenTrial:
-    """A trial that Optuna waits for: its raw values and the last epoch that was reported."""
+    """A trial that Optuna waits for: its raw values and the last report with numbers."""
 
     trial: optuna.Trial
     params: Values
-    epoch: int = 0
+    report: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+    @property
+    def epoch(self) -> int:
+        """Of ``report``; 0 before the first."""
+        return int(self.report.get("epoch", 0))
 
 
 class SpaceSearcher(Searcher):
@@ -94,19 +45,26 @@ class SpaceSearcher(Searcher):
     points. Tune's config of a trial is ``{"params": raw values, "overrides": dotted settings,
     "baseline": name or None, "index": 0, 1, ...}``, in plain Python types.
 
-    Results must hold ``epoch`` and ``num_epochs`` beside the metric. A trial that reached its last
-    epoch is told COMPLETE. One stopped before is told PRUNED with its intermediate values, which
-    TPE ranks by the furthest epoch, so that numbers of different epochs, and with them of different
-    rungs, never compete; so is one that ran out of patience before the last rung of
-    ``evaluation.rungs``. One that crashed, diverged (``diverged`` true, or a metric that is not
-    finite) or never measured is told FAIL. One that crashed and reports again (a restored search
-    reran it) is a new Optuna trial.
+    Results must hold ``epoch`` and ``num_epochs`` beside what `goal.values` reads. A trial that was
+    stopped before its last epoch, or ran out of patience before the last rung of
+    ``evaluation.rungs``, misses a constraint of our own: samplers rank it below every trial that
+    ended by itself, those that got further first and of these the better, so that numbers of
+    different epochs, and with them of different rungs, never compete. (PRUNED is no way to say so:
+    studies of several objectives do not know it, and the genetic samplers leave it out.) Of the
+    trials that ended, those that keep the search's own constraints come first. One that crashed,
+    diverged (``diverged`` true, or a metric that is not finite) or never measured is told FAIL. One
+    that crashed and reports again (a restored search reran it) is a new Optuna trial.
+
+    Args:
+        config: the search.
+        known: trials of earlier searches, as `orchestrator.warm_start` finds them, to learn from.
     """
 
-    def __init__(self, config: SearchConfig) -> None:
-        super().__init__(metric=config.objective.metric, mode=config.objective.mode)
+    def __init__(self, config: SearchConfig, known: Sequence[FrozenTrial] = ()) -> None:
+        super().__init__(metric=config.objective.scalar, mode=config.objective.mode)
         self.total_trials = config.total_trials
         self._space: SearchSpace = config.space
+        self._goal = config.objective
         self._last_rung = Ladder.of(config.base.evaluation).last.epoch
         self._grid = config.space.grid()
         self._plan = config.planned()[: self.total_trials]
@@ -115,11 +73,14 @@ class SpaceSearcher(Searcher):
         self._open: dict[str, OpenTrial] = {}
         self._failed: dict[str, Values] = {}  # Tune may run these again after a restore
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        largest = config.objective.mode == "max"
+        direction = StudyDirection.MAXIMIZE if largest else StudyDirection.MINIMIZE
         self._study = optuna.create_study(
-            direction="maximize" if config.objective.mode == "max" else "minimize",
+            directions=[direction] * (2 if config.objective.metric == "tradeoff" else 1),
             sampler=make_sampler(config),
             pruner=optuna.pruners.NopPruner(),  # Tune's scheduler decides who stops
         )
+        self._study.add_trials(known)
 
     def suggest(self, trial_id: str) -> Any:  # Ray's annotation forgets its own FINISHED
         """The next trial's config, or `Searcher.FINISHED`."""
@@ -145,17 +106,16 @@ class SpaceSearcher(Searcher):
         }
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keep an intermediate value; a repeated epoch (a trial that was restarted) is ignored."""
-        value, epoch = self._value(result), result.get("epoch")
-        if value is None or epoch is None:
+        """Keep a report with numbers; a repeated epoch (a restarted trial) is ignored."""
+        epoch = result.get("epoch")
+        if epoch is None or goal.values(self._goal, result) is None:
             return
         if trial_id in self._failed:
             params = self._failed.pop(trial_id)
             self._open[trial_id] = OpenTrial(*self._ask(params, params))
         entry = self._open.get(trial_id)
         if entry is not None and epoch > entry.epoch:
-            entry.trial.report(value, step=int(epoch))
-            entry.epoch = int(epoch)
+            entry.report = {k: v for k, v in result.items() if isinstance(v, int | float)}
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -166,9 +126,13 @@ class SpaceSearcher(Searcher):
         entry = self._open.pop(trial_id, None)
         if entry is None:
             return
-        state = TrialState.FAIL if error else self._outcome(entry, result)
-        values = self._value(result) if state is TrialState.COMPLETE else None
-        self._study.tell(entry.trial, values, state=state)
+        found = None if error else self._values(entry, result)
+        if found is None:
+            self._study.tell(entry.trial, state=TrialState.FAIL)
+        else:
+            for name, miss in self._misses(entry, result, found).items():
+                entry.trial.set_constraint(name, miss)
+            self._study.tell(entry.trial, found)
         if error:
             self._failed[trial_id] = entry.params
 
@@ -193,19 +157,30 @@ class SpaceSearcher(Searcher):
         trial = self._study.ask()
         return trial, self._space.suggest(trial, fixed)
 
-    def _outcome(self, entry: OpenTrial, result: Mapping[str, Any]) -> TrialState:
-        value = self._value(result)
-        if result.get("diverged") or (value is None and result.get(self.metric) is not None):
-            return TrialState.FAIL
-        epoch, num_epochs = result.get("epoch"), result.get("num_epochs")
-        short = epoch is None or num_epochs is None or epoch < num_epochs
-        if epoch is not None and result.get("stopped_early"):  # an end of its own, on the last rung
-            short = epoch < self._last_rung
-        if short:
-            return TrialState.PRUNED if entry.epoch else TrialState.FAIL
-        return TrialState.FAIL if value is None else TrialState.COMPLETE
+    def _values(self, entry: OpenTrial, result: Mapping[str, Any]) -> list[float] | None:
+        """What the trial reached; None if that means nothing."""
+        found = goal.values(self._goal, result)
+        if result.get("diverged") or (found is None and result.get(self.metric) is not None):
+            return None
+        if self._short(result):
+            return goal.values(self._goal, entry.report)
+        return found
 
-    def _value(self, result: Mapping[str, Any]) -> float | None:
-        """The metric, if it was measured and is finite."""
-        value = result.get(self.metric)
-        return float(value) if value is not None and math.isfinite(value) else None
+    def _misses(
+        self, entry: OpenTrial, result: Mapping[str, Any], found: list[float]
+    ) -> dict[str, float]:
+        """The constraints of a trial that reached ``found``, and by how much it misses each.
+
+        Together at most 1 for one that came to its end, and more for any other.
+        """
+        if self._short(result):
+            return {UNFINISHED: 1 + 1 / (entry.epoch + goal.merit(self._goal, found))}
+        misses = goal.misses(self._goal, result)
+        return {str(bound): miss / len(misses) for bound, miss in misses.items()}
+
+    def _short(self, result: Mapping[str, Any]) -> bool:
+        """Whether a trial that ended with ``result`` had more to train, or to be measured by."""
+        epoch, num_epochs = result.get("epoch"), result.get("num_epochs")
+        if epoch is not None and result.get("stopped_early"):  # an end of its own, on the last rung
+            return epoch < self._last_rung
+        return epoch is None or num_epochs is None or epoch < num_epochs

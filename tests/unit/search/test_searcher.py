@@ -1,6 +1,5 @@
 """The searcher against a stand-in for Ray Tune: order, outcomes, save and restore."""
 
-import functools
 import math
 
 import optuna
@@ -9,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
-from orchestrator.searcher import SpaceSearcher
+from orchestrator.searcher import UNFINISHED, SpaceSearcher
 
 SPACE = """
 parameters:
@@ -28,7 +27,7 @@ parameters:
   objective.alpha: {type: float, low: 1.0e-6, high: 1, log: true}
 baselines: {paper: {}}
 """
-SAMPLERS = ["tpe", "random", "quasi_random"]
+SAMPLERS = ["tpe", "nsga2", "random", "quasi_random"]
 
 
 def states(searcher):
@@ -123,14 +122,38 @@ def test_conditional_parameters_reach_the_study_only_when_active(load, sampler):
         assert trial.params == config["params"]
 
 
-def test_quasi_random_points_do_not_depend_on_when_trials_end(load):
-    search = load(SPACE, "searcher.name=quasi_random", "num_trials=10")
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe", "nsga2", "nsga3"])
+def test_first_points_are_a_sobol_sequence_whenever_trials_end(load, sampler):
+    search = load(SPACE, f"searcher.name={sampler}", "num_trials=10")
     one, other = SpaceSearcher(search), SpaceSearcher(search)
     at_once = [other.suggest(f"t{i}") for i in range(10)]
     assert run(one) == at_once
     points = sorted(config["params"]["k1"] for config in at_once[2:])
     # eight points of a Sobol sequence: one in each eighth
     assert [int(8 * point) for point in points] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "setting", ["tpe searcher.startup_trials=4", "nsga2 searcher.population_size=4"]
+)
+def test_after_its_start_a_learner_leaves_the_sequence(load, setting):
+    name, option = setting.split()
+    points = {}
+    for sampler in (name, "quasi_random"):
+        options = [f"searcher.name={sampler}", "num_trials=10"]
+        search = load(SPACE, *options, *([option] if sampler == name else []))
+        points[sampler] = [config["params"]["k1"] for config in run(SpaceSearcher(search))]
+    assert points[name][:4] == points["quasi_random"][:4]  # the baselines are among them
+    assert points[name][4:] != points["quasi_random"][4:]
+
+
+def test_baselines_and_grid_repetitions_are_members_of_the_first_generation(load):
+    options = ["searcher.name=nsga2", "searcher.population_size=6"]
+    searcher = SpaceSearcher(load(CROSSED, *options))
+    run(searcher)
+    sampler = searcher._study.sampler.learner
+    generations = [sampler.get_trial_generation(searcher._study, t) for t in searcher._study.trials]
+    assert generations == [0] * 6 + [1] * 6
 
 
 def test_grid_enumerates(load):
@@ -175,23 +198,22 @@ def last(**changes):
 
 def test_complete_trial_carries_the_objective(load):
     trial = complete(SpaceSearcher(load(SPACE)), last(), intermediate=[0.1, 0.2, 0.3])
-    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.5)
-    assert trial.intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.5}
+    assert (trial.state, trial.value, trial.constraints) == (TrialState.COMPLETE, 0.5, {})
 
 
-def test_early_stopped_trial_is_pruned_with_what_it_reached(load):
+def test_early_stopped_trial_is_told_as_unfinished_with_what_it_reached(load):
     trial = complete(SpaceSearcher(load(SPACE)), last(epoch=2, robust_accuracy=0.7), False, [0.1])
-    assert trial.state is TrialState.PRUNED
-    assert trial.intermediate_values == {1: 0.1, 2: 0.7}
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.7)
+    assert trial.constraints == {UNFINISHED: pytest.approx(1 + 1 / 2.7)}
 
 
-def test_pruned_without_a_last_measurement(load):
+def test_stopped_without_a_last_measurement(load):
     """Tune may stop a paused trial with no result at all, or between two measurements."""
     trial = complete(SpaceSearcher(load(SPACE)), None, intermediate=[0.1])
-    assert trial.state is TrialState.PRUNED
+    assert (trial.value, trial.constraints) == (0.1, {UNFINISHED: pytest.approx(1 + 1 / 1.1)})
     result = last(epoch=3, robust_accuracy=None)
     trial = complete(SpaceSearcher(load(SPACE)), result, intermediate=[0.1, 0.2])
-    assert (trial.state, trial.last_step) == (TrialState.PRUNED, 2)
+    assert (trial.value, trial.constraints) == (0.2, {UNFINISHED: pytest.approx(1 + 1 / 2.2)})
 
 
 @pytest.mark.parametrize(
@@ -215,16 +237,32 @@ def test_failed_trials_are_told_so_and_never_left_running(load, result, error):
     assert trial.value is None
 
 
+def ranking(searcher):
+    """The trials' numbers, the best in TPE's eyes first."""
+    trials = searcher._study.get_trials()
+    order = []
+    for count in range(1, len(trials) + 1):
+        below, _ = tpe._split_trials(searcher._study, trials, count)
+        order += [trial.number for trial in below if trial.number not in order]
+    return order
+
+
 def test_rungs_do_not_compete_in_the_model(load):
     """A trial stopped at epoch 1 with a high number ranks below one that got further."""
-    searcher = SpaceSearcher(load(SPACE))
-    searcher.suggest("early")
-    searcher.on_trial_complete("early", last(epoch=1, robust_accuracy=0.99))
-    searcher.suggest("late")
-    searcher.on_trial_complete("late", last(epoch=3, robust_accuracy=0.01))
-    early, late = searcher._study.get_trials()
-    score = functools.partial(tpe._get_pruned_trial_score, study=searcher._study)
-    assert score(late) < score(early)  # the lower is the better one
+    searcher = SpaceSearcher(load(SPACE, "num_trials=9"))
+    ends = [(1, 0.99), (3, 0.01), (4, 0.0), (3, 0.02), (4, 0.1)]
+    for number, (epoch, value) in enumerate(ends):
+        searcher.suggest(str(number))
+        searcher.on_trial_complete(str(number), last(epoch=epoch, robust_accuracy=value))
+    assert ranking(searcher) == [4, 2, 3, 1, 0]
+
+
+def test_stopped_trials_of_a_minimised_metric_rank_the_other_way(load):
+    searcher = SpaceSearcher(load(SPACE, "objective.mode=min"))
+    for number, value in enumerate((0.3, 0.2)):
+        searcher.suggest(str(number))
+        searcher.on_trial_complete(str(number), last(epoch=2, robust_accuracy=value))
+    assert ranking(searcher) == [1, 0]
 
 
 def test_out_of_patience_before_the_last_rung_is_not_compared_with_its_numbers(load):
@@ -234,7 +272,8 @@ def test_out_of_patience_before_the_last_rung_is_not_compared_with_its_numbers(l
     searcher.on_trial_complete("early", last(epoch=2, robust_accuracy=0.99, stopped_early=1.0))
     searcher.suggest("late")
     searcher.on_trial_complete("late", last(epoch=3, robust_accuracy=0.1, stopped_early=1.0))
-    assert states(searcher) == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert ranking(searcher) == [1, 0]
+    assert searcher._study.get_trials()[1].constraints == {}
 
 
 def test_a_second_end_and_late_results_change_nothing(load):
@@ -263,9 +302,8 @@ def test_epochs_repeated_after_a_restart_are_ignored(load):
     searcher.suggest("t")
     for epoch, value in ((1, 0.1), (2, 0.2), (1, 0.15), (2, 0.25), (3, 0.3)):
         searcher.on_trial_result("t", last(epoch=epoch, robust_accuracy=value))
-    searcher.on_trial_complete("t", last())
-    expected = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.5}
-    assert searcher._study.get_trials()[0].intermediate_values == expected
+    searcher.on_trial_complete("t", last(epoch=3, robust_accuracy=0.35))
+    assert searcher._study.get_trials()[0].value == 0.3
 
 
 def test_minimised_objective(load):
