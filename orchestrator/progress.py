@@ -12,10 +12,19 @@ from rich.text import Text
 
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.records import evaluation_label, ladder_label, measured_with, ui_command
-from orchestrator.selection import VERIFYING, result_lines, verified_summary, with_interval
+from orchestrator.selection import (
+    VERIFYING,
+    front,
+    front_rows,
+    left_out,
+    result_lines,
+    verified_summary,
+    with_interval,
+)
 from orchestrator.trials import Trial
 
 if TYPE_CHECKING:
+    from orchestrator.search_space import SearchConfig
     from orchestrator.train import TrainResult
     from orchestrator.tune import SearchResult
 
@@ -33,8 +42,15 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def trial_table(trials: Sequence[Trial], attack: str, *, winner: Trial | None = None) -> Table:
+def trial_table(
+    trials: Sequence[Trial],
+    attack: str,
+    *,
+    winner: Trial | None = None,
+    on_front: Sequence[Trial] = (),
+) -> Table:
     """All trials: the best epoch's held-out accuracies, and why each stopped."""
+    members = {trial.run_id for trial in on_front}
     table = Table(title_justify="left", caption_justify="left", header_style="bold")
     with_rungs, with_verified = any(t.rung for t in trials), any(t.standing for t in trials)
     table.add_column("#", justify="right")
@@ -49,7 +65,8 @@ def trial_table(trials: Sequence[Trial], attack: str, *, winner: Trial | None = 
     table.add_column("s", justify="right")
     table.add_column("why it stopped", overflow="fold")
     for trial in trials:
-        mark = "* " if winner is not None and trial.run_id == winner.run_id else ""
+        mark = "+ " if trial.run_id in members else ""
+        mark = "* " if winner is not None and trial.run_id == winner.run_id else mark
         cells = [
             str(trial.number),
             Text(mark + trial.label),
@@ -63,6 +80,20 @@ def trial_table(trials: Sequence[Trial], attack: str, *, winner: Trial | None = 
         ]
         table.add_row(*cells)
     table.caption = f"held-out accuracies of each trial's best epoch; attack: {attack}"
+    if members:
+        table.caption += "; + on the front, * winner"
+    return table
+
+
+def front_table(search: SearchConfig, trials: Sequence[Trial]) -> Table:
+    """The front of clean and robust accuracy, the most robust trial first."""
+    title = f"front of clean and robust accuracy ({evaluation_label(search.base)})"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    rows = front_rows(search, trials)
+    for heading in rows[0] if rows else ["no trial"]:
+        table.add_column(Text(heading), justify="left" if heading == "trial" else "right")
+    for row in rows:
+        table.add_row(*map(Text, row.values()))  # a label may hold brackets
     return table
 
 
@@ -147,14 +178,16 @@ def epoch_line(metrics: Mapping[str, Any]) -> str:
 def search_summary(result: SearchResult) -> dict[str, Any]:
     """A finished search, plain."""
     keys = ("clean_accuracy", "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high")
+    search, out = result.search, left_out(result.search, result.trials)
     return {
-        "name": result.search.base.name,
-        "experiment": result.search.base.tracking.experiment,
-        "tracking_uri": tracking_uri(result.search.base),
-        "attack": evaluation_label(result.search.base),
+        "name": search.base.name,
+        "experiment": search.base.tracking.experiment,
+        "tracking_uri": tracking_uri(search.base),
+        "attack": evaluation_label(search.base),
         "seconds": result.seconds,
         "recorded": result.recorded,
         "winner": result.winner.run_id if result.winner else None,
+        "front": [trial.run_id for trial in front(search, result.trials)],
         "trials": [
             {
                 "run_id": trial.run_id,
@@ -167,6 +200,7 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
                 "params": trial.params,
                 **{key: trial.last.get(f"best_{key}") for key in keys},
                 "rung": trial.rung or None,
+                "left_out": out.get(trial.run_id),
                 "verified": verified_summary(trial, result.winner),
                 "test": trial.test,
                 "untested": trial.untested or None,
@@ -179,9 +213,14 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
 def print_search(console: Console, result: SearchResult) -> None:
     """The table of trials, the winner, and where to look."""
     search, winner = result.search, result.winner
-    table = trial_table(result.trials, ladder_label(search.base), winner=winner)
+    both = search.objective.metric == "tradeoff"
+    members = front(search, result.trials) if both else []
+    attack = ladder_label(search.base)
+    table = trial_table(result.trials, attack, winner=winner, on_front=members)
     table.title = f"{search.base.name}: {len(result.trials)} trials in {result.seconds:.0f} s"
     console.print(table)
+    if members:
+        console.print(front_table(search, result.trials))
     for line in result_lines(search, result.trials, winner):
         console.print(line, markup=False)
     if winner is not None:

@@ -1,4 +1,7 @@
-"""Which trial of a search wins, and why the others lost: numbers of one rung, verified if asked."""
+"""Which trials of a search are its result, and why others are not: numbers of one rung.
+
+The winner, verified if asked, and the front of clean and robust accuracy.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import records
+from orchestrator import goal, pareto, records
 from orchestrator.search_space import SearchConfig
 from orchestrator.trials import Trial
 
@@ -15,6 +18,8 @@ NO_EVIDENCE = ("not_converged",)
 """Findings that speak of an attack's strength, not of the network's gradients."""
 VERIFYING = "being verified"
 BIASED = "the largest of several noisy numbers, so biased upwards"
+LISTED = 5
+"""So many trials that miss a constraint are named one by one."""
 
 
 def with_interval(values: Mapping[str, Any], key: str) -> str:
@@ -79,19 +84,61 @@ class Verified:
         return self.worst_case["accuracy"]
 
 
-def ranked(search: SearchConfig, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that could win, the best search number first; a tie goes to the earlier one.
+def comparable(search: SearchConfig, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials whose numbers may be compared, in their order.
 
     They came to their own end, are as long as the longest, and were measured on the last rung:
     numbers of different rungs are never compared.
     """
-    rungs, metric = len(search.base.evaluation.rungs), f"best_{search.objective.metric}"
+    rungs = len(search.base.evaluation.rungs)
     ended = [t for t in trials if t.state == "finished" and t.measured and t.checkpoint]
     longest = max((trial.length for trial in ended), default=0)
+    return [trial for trial in ended if trial.length == longest and trial.rung == rungs]
+
+
+def left_out(search: SearchConfig, trials: Sequence[Trial]) -> dict[str, list[str]]:
+    """Which comparable trials miss a constraint, by run id, and by how much."""
+    found = {
+        t.run_id: goal.complaints(search.objective, t.last) for t in comparable(search, trials)
+    }
+    return {run_id: complaints for run_id, complaints in found.items() if complaints}
+
+
+def eligible(search: SearchConfig, trials: Sequence[Trial]) -> list[Trial]:
+    """The comparable trials that keep the search's constraints."""
+    out = left_out(search, trials)
+    return [trial for trial in comparable(search, trials) if trial.run_id not in out]
+
+
+def ranked(search: SearchConfig, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that could win, the best search number first; a tie goes to the earlier one.
+
+    With the metric ``tradeoff`` those on the front, the most robust first.
+    """
+    if search.objective.metric == "tradeoff":
+        return front(search, trials)
+    metric = f"best_{search.objective.metric}"
     return sorted(
-        (trial for trial in ended if trial.length == longest and trial.rung == rungs),
+        eligible(search, trials),
         key=lambda trial: (_descending(search, trial.last[metric]), trial.number),
     )
+
+
+def front(search: SearchConfig, trials: Sequence[Trial]) -> list[Trial]:
+    """The eligible trials that none dominates in clean and robust accuracy, most robust first.
+
+    Both are search numbers of the best epoch. A trial whose robust accuracy was found to come from
+    masked gradients is no part of it, unless every one is such.
+    """
+    could = eligible(search, trials)
+    could = [t for t in could if t.verified is None or not t.verified.masking] or could
+    best = [could[i] for i in pareto.front([accuracies(trial) for trial in could])]
+    return sorted(best, key=lambda trial: (-trial.last["best_robust_accuracy"], trial.number))
+
+
+def accuracies(trial: Trial) -> tuple[float, float]:
+    """Clean and robust accuracy of a measured trial's best epoch."""
+    return trial.last["best_clean_accuracy"], trial.last["best_robust_accuracy"]
 
 
 def honest(trials: Sequence[Trial]) -> list[Trial]:
@@ -110,7 +157,7 @@ def choose(search: SearchConfig, trials: Sequence[Trial]) -> Trial | None:
     return min(
         honest(verified) or verified,
         key=lambda trial: (
-            _descending(search, getattr(trial.verified, search.objective.metric)),
+            _descending(search, getattr(trial.verified, search.objective.scalar)),
             trial.number,
         ),
         default=None,
@@ -138,15 +185,17 @@ def result_lines(search: SearchConfig, trials: Sequence[Trial], winner: Trial | 
     lost = [
         f"Trial {t.number} ({t.label}) lost: {why}." for t in trials if (why := why_lost(t, winner))
     ]
+    lost += _left_out_lines(search, trials)
     if winner is None:
-        what = "verified" if search.ladder.verify.top else "trained to the end and measured"
-        return [f"No trial was {what}: there is no winner.", *lost]
+        return [f"{_why_nobody(search, trials)}: there is no winner.", *lost]
     attack = records.evaluation_label(search.base)
     value = with_interval(winner.last, "best_robust_accuracy")
     searched = f"held-out robust accuracy {value} % ({attack})"
     head = f"Winner: trial {winner.number} ({winner.label}), "
+    if search.objective.metric == "tradeoff":
+        head += f"the most robust of the front's {len(front(search, trials))}, "
     if winner.verified is None:
-        return [f"{head}{searched}: {BIASED}; test numbers are not."]
+        return [f"{head}{searched}: {BIASED}; test numbers are not.", *lost]
     count = len(honest(trials)) or len([t for t in trials if t.verified])
     lines = [
         f"{head}verified robust accuracy {winner.verified}: the best of {count}, on images that "
@@ -160,10 +209,56 @@ def result_lines(search: SearchConfig, trials: Sequence[Trial], winner: Trial | 
     return lines + lost
 
 
+def _why_nobody(search: SearchConfig, trials: Sequence[Trial]) -> str:
+    if not comparable(search, trials):
+        return "No trial was trained to the end and measured"
+    if not eligible(search, trials):
+        return f"No trial keeps {' and '.join(search.objective.constraints)}"
+    return "No trial was verified"
+
+
+def _left_out_lines(search: SearchConfig, trials: Sequence[Trial]) -> list[str]:
+    out = left_out(search, trials)
+    named = [trial for trial in trials if trial.run_id in out]
+    lines = [
+        f"Trial {t.number} ({t.label}) is left out: {', '.join(out[t.run_id])}."
+        for t in named[:LISTED]
+    ]
+    more = len(named) - LISTED
+    return lines + ([f"So are {more} more that miss a constraint."] if more > 0 else [])
+
+
+def front_rows(search: SearchConfig, trials: Sequence[Trial]) -> list[dict[str, str]]:
+    """The front as a table of text, a row a trial: clean and robust accuracy in per cent."""
+    members = front(search, trials)
+    verified = any(trial.verified for trial in members)
+    return [
+        {
+            "trial": f"{trial.number} ({trial.label})",
+            "clean % [95 %]": with_interval(trial.last, "best_clean_accuracy"),
+            "robust % [95 %]": with_interval(trial.last, "best_robust_accuracy"),
+            **({"verified % [95 %]": _verified_text(trial)} if verified else {}),
+        }
+        for trial in members
+    ]
+
+
+def _verified_text(trial: Trial) -> str:
+    return with_interval(trial.verified.worst_case, "accuracy") if trial.verified else "–"
+
+
 def summary_note(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> str:
     """Markdown for the search's page: what was searched, and what came out."""
     head = f"**{search.name}** on `{search.recipe}`: {len(trials)} trials."
-    return "\n\n".join([head, *result_lines(search, trials, winner)])
+    parts = [head, *result_lines(search, trials, winner)]
+    both = search.objective.metric == "tradeoff"
+    rows = front_rows(search, trials) if both else []
+    if rows:
+        attack = records.evaluation_label(search.base)
+        table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+        lines = ["| " + " | ".join(row) + " |" for row in table]
+        parts += [f"Front of held-out accuracies ({attack}):", "\n".join(lines)]
+    return "\n\n".join(parts)
 
 
 def verified_summary(trial: Trial, winner: Trial | None) -> dict[str, Any] | None:

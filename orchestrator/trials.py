@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from morel_core.errors import MorelError
-from orchestrator import records, storage
+from orchestrator import goal, records, storage
 from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.search_space import SearchConfig
@@ -231,9 +231,17 @@ class TrialBook:
                 "morel.diverged": str(state == "diverged").lower(),
                 "morel.device": str(trial.last.get("device", "unknown")),
                 "morel.checkpoint": trial.checkpoint or "",
+                **self._judged(trial),
             },
         )
         self.show()
+
+    def _judged(self, trial: Trial) -> dict[str, str]:
+        """The tag that says which constraints a trial misses which came to its own end."""
+        objective = self.search.objective
+        if trial.state != "finished" or not objective.constraints:
+            return {}
+        return {"morel.missed": ", ".join(goal.complaints(objective, trial.last)) or "nothing"}
 
     def show(self) -> None:
         """Let the view see what changed."""

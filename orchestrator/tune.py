@@ -174,7 +174,7 @@ def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> N
         tuner = ray_tune.Tuner(
             trainable,
             tune_config=ray_tune.TuneConfig(
-                metric=search.objective.metric,
+                metric=search.objective.scalar,
                 mode=search.objective.mode,
                 search_alg=SpaceSearcher(search),
                 scheduler=make_scheduler(search),

@@ -23,15 +23,18 @@ from orchestrator.trials import Trial, TrialBook
 def verify_candidates(search: SearchConfig, book: TrialBook) -> None:
     """Verify the best trials, until ``ladder.verify.top`` of them show no masked gradients.
 
-    One that is flagged, or cannot be measured, gives its place to the next by search number.
+    One that is flagged, or cannot be measured, gives its place to the next by search number. Of a
+    trade-off the front's are verified; without one that is flagged, others may come onto it.
     """
     import ray
 
-    waiting = ranked(search, book.trials)
     running: dict[Any, Trial] = {}
     while True:
-        while waiting and len(honest(book.trials)) + len(running) < search.ladder.verify.top:
-            trial = waiting.pop(0)
+        while len(honest(book.trials)) + len(running) < search.ladder.verify.top:
+            waiting = (t for t in ranked(search, book.trials) if not t.standing)
+            trial = next(waiting, None)
+            if trial is None:
+                break
             trial.verified = _kept(search, trial)
             if trial.verified is not None:
                 trial.standing = standing(trial.verified)

@@ -28,6 +28,8 @@ def trial(number, epoch, robust, state="finished", checkpoint="/c", clean=0.9, *
             "best_epoch": epoch,
             "best_robust_accuracy_low": robust - 0.05,
             "best_robust_accuracy_high": robust + 0.05,
+            "best_clean_accuracy_low": clean - 0.05,
+            "best_clean_accuracy_high": clean + 0.05,
         }
     return Trial(
         run_id=f"hunt/{number}",
