@@ -23,10 +23,10 @@ import json
 import math
 import random
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ from benchmarks.search_table import SPACE, key
 from morel_core.statistics import binomial_tail, paired_t
 from orchestrator.parameters import Values
 from orchestrator.pareto import hypervolume
+from orchestrator.schedulers import make_scheduler
 from orchestrator.search_space import SearchConfig, load_search
 from orchestrator.searcher import SpaceSearcher
-from orchestrator.tune import make_scheduler
 
 TABLE = RESULTS / "search_table.json"
 STOP = "STOP"
@@ -108,6 +108,7 @@ class OptunaAsItComes:
         ranges = {name: tune.randint(p.low, p.high + 1) for name, p in search.space.sampled.items()}  # pyright: ignore[reportAttributeAccessIssue]
         metric: Any = ["robust_accuracy", "clean_accuracy"] if both else "robust_accuracy"
         mode: Any = ["max", "max"] if both else "max"
+        self.count = 0
         self.inner = OptunaSearch(
             OptunaSearch.convert_search_space(ranges),
             metric=metric,
@@ -118,7 +119,8 @@ class OptunaAsItComes:
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next point, as `SpaceSearcher` gives it."""
-        return {"params": self.inner.suggest(trial_id)}
+        self.count += 1
+        return {"params": self.inner.suggest(trial_id), "index": self.count - 1}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: what it does with it depends on how it was made."""
@@ -132,6 +134,13 @@ class OptunaAsItComes:
         self.inner.on_trial_complete(trial_id, dict(result))
 
 
+def asha_as_it_comes(search: SearchConfig) -> Any:
+    """Ray's ASHA, told only how long trials are."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(time_attr="epoch", max_t=search.base.training.epochs)
+
+
 @dataclass(frozen=True)
 class Contender:
     """A searcher and a scheduler, made anew for each seed."""
@@ -139,6 +148,7 @@ class Contender:
     overrides: tuple[str, ...]
     """On top of the space's file."""
     searcher: Callable[[SearchConfig], Any] = SpaceSearcher
+    scheduler: Callable[[SearchConfig], Any] = make_scheduler
 
 
 UNLIMITED = "num_trials=100000"
@@ -148,7 +158,7 @@ CONTENDERS = {
     "tradeoff": Contender((UNLIMITED, "objective.metric=tradeoff", "scheduler.name=pareto")),
     "random + ASHA": Contender((UNLIMITED, "searcher.name=random")),
     "Optuna as it comes": Contender((UNLIMITED, "scheduler.name=none"), OptunaAsItComes),
-    "Optuna + ASHA as they come": Contender((UNLIMITED,), OptunaAsItComes),
+    "Optuna + ASHA as they come": Contender((UNLIMITED,), OptunaAsItComes, asha_as_it_comes),
 }
 
 
@@ -172,17 +182,19 @@ def replay(
     Returns:
         The trials trained to the end in the order in which they ended, and what all cost.
     """
-    search = load_search(str(SPACE), [*contender.overrides, *first_point(seed), f"seed={seed}"])
-    searcher, scheduler = contender.searcher(search), make_scheduler(search)
-    scheduler.set_search_properties(search.objective.metric, "max")
     done: list[Done] = []
     spent = 0.0
-    for trial, report, ended, spent in steps(searcher, scheduler, table, workers):
-        if spent > budget:
-            break
-        if ended and report["epoch"] == table.epochs and not report["diverged"]:
-            done.append(Done(spent, report["best_clean_accuracy"], report["best_robust_accuracy"]))
-        del trial
+    with tempfile.TemporaryDirectory(prefix="morel-replay-") as folder:  # schedulers write there
+        place = ("name=replay", f"storage_path={folder}", f"seed={seed}")
+        search = load_search(str(SPACE), [*contender.overrides, *first_point(seed), *place])
+        searcher, scheduler = contender.searcher(search), contender.scheduler(search)
+        scheduler.set_search_properties(search.objective.metric, "max")
+        for report, ended, spent in steps(searcher, scheduler, table, workers):
+            if spent > budget:
+                break
+            if ended and report["epoch"] == table.epochs and not report["diverged"]:
+                best = report["best_clean_accuracy"], report["best_robust_accuracy"]
+                done.append(Done(spent, *best))
     return done, spent
 
 
@@ -196,10 +208,21 @@ def first_point(seed: int) -> list[str]:
     ]
 
 
+@dataclass
+class StandIn:
+    """A Tune trial as far as schedulers look at it."""
+
+    trial_id: str
+    config: dict[str, Any]
+
+    def invalidate_json_state(self) -> None:
+        """Of a real one: what was cached of it is out of date."""
+
+
 def steps(
     searcher: Any, scheduler: Any, table: Table, workers: int
-) -> Iterator[tuple[Any, dict[str, Any], bool, float]]:
-    """Every epoch of every trial by the clock: trial, report, whether its last, cost so far."""
+) -> Iterator[tuple[dict[str, Any], bool, float]]:
+    """Every epoch of every trial by the clock: report, whether its last, cost so far."""
     clock: list[tuple[float, int, Any, int]] = []  # when an epoch ends, a tie-breaker, whose, which
     spent, number = 0.0, 0
 
@@ -210,7 +233,7 @@ def steps(
         if not isinstance(suggested, dict):
             return
         number += 1
-        trial = SimpleNamespace(trial_id=trial_id, config=suggested, status="RUNNING")
+        trial = StandIn(trial_id, suggested)
         scheduler.on_trial_add(None, trial)
         heapq.heappush(clock, (now + table.costs[key(suggested["params"])], number, trial, 1))
 
@@ -233,7 +256,7 @@ def steps(
             searcher.on_trial_result(trial.trial_id, report)
             number += 1
             heapq.heappush(clock, (now + table.costs[key(params)], number, trial, epoch + 1))
-        yield trial, report, last, spent
+        yield report, last, spent
 
 
 def cost_to_reach(done: list[Done], robust: float) -> float:
