@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils.checkpoint import checkpoint
 
 from morel_core.config import Norm
@@ -68,6 +69,11 @@ def _moving_buffers_once(
         return encode(part)
 
     return call
+
+
+def has_batchnorm(net: nn.Module) -> bool:
+    """Whether slices of a batch are normalised by other statistics than the whole batch."""
+    return any(isinstance(module, _BatchNorm) for module in net.modules())
 
 
 @contextmanager

@@ -6,6 +6,14 @@ import re
 
 ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
 LONGEST = 500
+# torch on GPUs and CPUs, cuBLAS, NumPy and Python, and Ray's own guard of a node's memory.
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|MemoryError\b|out of memory|not enough memory|DefaultCPUAllocator"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|running low on memory"
+)
+FAILED = "failed"
+"""Key of a trial's last report, if it failed in a way that another attempt would only repeat."""
+DETERMINISTIC = ("ConfigError", "MorelError")
 
 
 def failure_reason(error: BaseException | str | None) -> str:
@@ -29,3 +37,13 @@ def failure_reason(error: BaseException | str | None) -> str:
     match = ERROR_LINE.match(lines[named[-1]])
     assert match is not None
     return " ".join([match[1], *lines[named[-1] + 1 :]])[:LONGEST]
+
+
+def out_of_memory(reason: str) -> bool:
+    """Whether a `failure_reason` is that memory ran out."""
+    return OUT_OF_MEMORY.search(reason) is not None
+
+
+def repeats(reason: str) -> bool:
+    """Whether another attempt would only repeat a `failure_reason`: the user has to mend it."""
+    return reason.startswith(DETERMINISTIC)

@@ -18,7 +18,7 @@ from orchestrator.failures import failure_reason
 from orchestrator.records import Exported
 from orchestrator.search_space import SearchConfig
 from orchestrator.tracking import Recorder
-from orchestrator.trials import Trial
+from orchestrator.trials import Trial, run_of
 
 
 def measure_on_test(
@@ -73,7 +73,7 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
         worker.measure_final
     )
     assert trial.checkpoint is not None  # `chosen` takes no other
-    run = search.trial_config(trial.params)
+    run = run_of(search, trial)
     return task.remote(to_dict(run), Checkpoint(trial.checkpoint), search.final.attacks)
 
 

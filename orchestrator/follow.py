@@ -51,6 +51,10 @@ class Follow(Callback):
         """A trial ended by itself or was stopped."""
         _BOOKS[self.folder].complete(trial)
 
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """A trial failed, and is run again."""
+        _BOOKS[self.folder].retry(trial)
+
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial failed for good."""
         _BOOKS[self.folder].error(trial)

@@ -67,6 +67,7 @@ def trial_table(
     for trial in trials:
         mark = "+ " if trial.run_id in members else ""
         mark = "* " if winner is not None and trial.run_id == winner.run_id else mark
+        ended = [trial.reason or trial.state, *(f"again: {why}" for why in trial.retries)]
         cells = [
             str(trial.number),
             Text(mark + trial.label),
@@ -76,7 +77,7 @@ def trial_table(
             *([_verified_cell(trial)] if with_verified else []),
             str(trial.epoch),
             f"{trial.seconds:.0f}",
-            Text(trial.reason or trial.state, style=STATES[trial.state]),  # it may hold brackets
+            Text("; ".join(ended), style=STATES[trial.state]),  # it may hold brackets
         ]
         table.add_row(*cells)
     table.caption = f"held-out accuracies of each trial's best epoch; attack: {attack}"
@@ -142,6 +143,7 @@ class SearchProgress:
 
     def _line(self, trial: Trial) -> str:
         head = f"trial {trial.number}/{self.total} {trial.label}: "
+        head += f"(again: {trial.retries[-1]}) " if trial.retries else ""
         if not trial.last and not trial.reason:
             return head + "started"
         if trial.standing:
@@ -155,6 +157,8 @@ class SearchProgress:
 
 def epoch_line(metrics: Mapping[str, Any]) -> str:
     """One epoch of a training run; of one that was measured beside it, the accuracies alone."""
+    if "retry" in metrics:
+        return str(metrics["retry"])
     line = f"epoch {int(metrics['epoch'])}"
     if "not_measured" in metrics:
         return f"{line}  not measured: {metrics['not_measured']}"

@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from morel_core.ladder import Ladder
 from orchestrator import goal
+from orchestrator.failures import FAILED
 from orchestrator.parameters import SearchSpace, Values
 from orchestrator.samplers import make_sampler
 from orchestrator.search_space import SearchConfig
@@ -108,7 +109,7 @@ class SpaceSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep a report with numbers; a repeated epoch (a restarted trial) is ignored."""
         epoch = result.get("epoch")
-        if epoch is None or goal.values(self._goal, result) is None:
+        if epoch is None or FAILED in result or goal.values(self._goal, result) is None:
             return
         if trial_id in self._failed:
             params = self._failed.pop(trial_id)
@@ -122,6 +123,7 @@ class SpaceSearcher(Searcher):
     ) -> None:
         """Tell Optuna how the trial ended. A second call for the same trial changes nothing."""
         result = result or {}
+        error = error or FAILED in result
         self.on_trial_result(trial_id, result)  # Tune does not pass on the one that it stops at
         entry = self._open.pop(trial_id, None)
         if entry is None:

@@ -18,9 +18,10 @@ from orchestrator.cluster import (
     local_resources,
     ray_session,
 )
-from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict
-from orchestrator.failures import failure_reason
+from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict, with_overrides
+from orchestrator.failures import failure_reason, out_of_memory
 from orchestrator.identity import check_identity
+from orchestrator.retries import in_more_slices, retry_tags
 from orchestrator.tracking import Recorder
 from orchestrator.validate import check_fits
 
@@ -57,6 +58,16 @@ class Trained:
     """The newest report."""
     not_measured: str
     """See `TrainResult`."""
+    retry: str = ""
+    """Why the workers began anew from their last checkpoint; empty if they did not."""
+
+
+class OutOfMemory(MorelError):
+    """A worker ran out of memory after ``epoch``, the last one that was reported."""
+
+    def __init__(self, message: str, *, epoch: int) -> None:
+        super().__init__(message)
+        self.epoch = epoch
 
 
 def train(
@@ -132,7 +143,8 @@ def _fit(
     from orchestrator import worker
 
     started = time.perf_counter()
-    trained = _run_workers(config, recorder, run_id, on_epoch)
+    own = config
+    config, trained = _run_to_the_end(config, recorder, run_id, on_epoch)
     last = trained.last
     metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
     metrics |= {
@@ -161,6 +173,7 @@ def _fit(
             "morel.device": str(last.get("device", "unknown")),
             "morel.checkpoint": trained.checkpoint,
             **({"morel.not_measured": trained.not_measured} if trained.not_measured else {}),
+            **(retry_tags([trained.retry], own, last) if trained.retry else {}),
         },
         texts={"evaluation/test.json": exported.evaluation} if exported else {},
         model=exported.model if exported else None,
@@ -176,6 +189,24 @@ def _fit(
         not_measured=trained.not_measured,
         recorded=True,
     )
+
+
+def _run_to_the_end(
+    config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+) -> tuple[RunConfig, Trained]:
+    """The workers' run, and its config; out of memory, once more in twice the micro-batches."""
+    try:
+        return config, _run_workers(config, recorder, run_id, on_epoch)
+    except OutOfMemory as error:
+        changes, how = in_more_slices(config)
+        if not changes:
+            raise MorelError(f"{error}; it cannot go on in micro-batches: {how}") from error
+        retry = f"out of memory after epoch {error.epoch}; goes on {how}"
+    if on_epoch is not None:
+        on_epoch({"retry": retry})
+    config = with_overrides(config, changes)
+    trained = _run_workers(config, recorder, run_id, on_epoch)
+    return config, dataclasses.replace(trained, retry=retry)
 
 
 def _run_workers(
@@ -211,7 +242,11 @@ def _run_workers(
         with address_passed_on():
             result = trainer.fit()
     except Exception as error:
-        raise MorelError(f"run {run_id!r} failed: {failure_reason(error)}") from error
+        reason = failure_reason(error)
+        said = f"run {run_id!r} failed: {reason}"
+        if out_of_memory(reason):
+            raise OutOfMemory(said, epoch=int((listener.last or {}).get("epoch", 0))) from error
+        raise MorelError(said) from error
     finally:
         listener.close()
     if result.checkpoint is None:

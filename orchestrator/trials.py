@@ -6,13 +6,13 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from morel_core.errors import MorelError
 from orchestrator import goal, records, storage
-from orchestrator.config import to_dict
-from orchestrator.failures import failure_reason
+from orchestrator.config import RunConfig, to_dict, with_overrides
+from orchestrator.failures import FAILED, failure_reason
+from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
 from orchestrator.search_space import SearchConfig
 from orchestrator.tracking import Recorder
 
@@ -49,6 +49,10 @@ class Trial:
     """Its numbers under the verification's attacks, if it was a candidate for the win."""
     standing: str = ""
     """Of a candidate: that it is being verified, then what came out."""
+    retries: list[str] = field(default_factory=lambda: list[str]())
+    """Why it was run again, of each time."""
+    changes: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    """Settings that a retry changed, by dotted key."""
 
     @property
     def epoch(self) -> int:
@@ -119,6 +123,8 @@ class TrialBook:
             label=self.search.space.label_of(config["baseline"], config["params"]),
             params=dict(config["params"]),
             baseline=config["baseline"],
+            retries=retries(tune_trial),
+            changes=dict(config.get(CHANGES, {})),
         )
         self._trials[run_id] = trial
         self._record_start(trial, config)
@@ -154,7 +160,8 @@ class TrialBook:
                 int(metrics["epoch"]),
                 records.epoch_metrics(metrics, records.measured_with(self.search.base, metrics)),
             )
-        trial.last = dict(report)
+        # A report that it failed for good has no numbers: those before it stay.
+        trial.last = {**trial.last, FAILED: report[FAILED]} if FAILED in report else dict(report)
         trial.seconds = float(report.get("time_total_s", 0.0))
         self.show()
 
@@ -170,7 +177,9 @@ class TrialBook:
         if path:
             trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
         reason = records.own_end(trial.last)
-        if trial.last.get("diverged"):
+        if FAILED in trial.last:
+            self._close(trial, "failed", trial.last[FAILED])
+        elif trial.last.get("diverged"):
             self._close(trial, "diverged", reason)
         elif trial.last.get("catastrophic_overfitting"):
             self._close(trial, "stopped", reason)
@@ -209,6 +218,14 @@ class TrialBook:
     def _id(self, tune_trial: Any) -> str:
         return f"{self.search.base.name}/{tune_trial.trial_id}"
 
+    def retry(self, tune_trial: Any) -> None:
+        """A trial failed, and Tune runs it again."""
+        trial = self.start(tune_trial)
+        note_retry(tune_trial, run_of(self.search, trial), trial.epoch)
+        trial.retries = retries(tune_trial)
+        trial.changes = dict(tune_trial.config.get(CHANGES, {}))
+        self.show()
+
     def error(self, tune_trial: Any) -> None:
         """A trial failed for good; the search goes on."""
         trial = self.start(tune_trial)
@@ -232,6 +249,7 @@ class TrialBook:
                 "morel.device": str(trial.last.get("device", "unknown")),
                 "morel.checkpoint": trial.checkpoint or "",
                 **self._judged(trial),
+                **self._retry_tags(trial),
             },
         )
         self.show()
@@ -243,13 +261,17 @@ class TrialBook:
             return {}
         return {"morel.missed": ", ".join(goal.complaints(objective, trial.last)) or "nothing"}
 
+    def _retry_tags(self, trial: Trial) -> dict[str, str]:
+        if not trial.retries:
+            return {}
+        return retry_tags(trial.retries, self.search.trial_config(trial.params), trial.last)
+
     def show(self) -> None:
         """Let the view see what changed."""
         if self.view is not None:
             self.view.update(self.trials)
 
 
-def error_text(tune_trial: Any) -> str | None:
-    """The text of a failed trial's error: still local when Tune tells of it, later in storage."""
-    local = Path(tune_trial.error_file or "")
-    return local.read_text() if local.is_file() else tune_trial.get_error()
+def run_of(search: SearchConfig, trial: Trial) -> RunConfig:
+    """The run of a trial as it is trained: its point, and what retries changed."""
+    return with_overrides(search.trial_config(trial.params), trial.changes)

@@ -17,7 +17,7 @@ from orchestrator.failures import failure_reason
 from orchestrator.search_space import SearchConfig
 from orchestrator.selection import VERIFYING, Verified, honest, ranked, why_lost
 from orchestrator.tracking import Recorder
-from orchestrator.trials import Trial, TrialBook
+from orchestrator.trials import Trial, TrialBook, run_of
 
 
 def verify_candidates(search: SearchConfig, book: TrialBook) -> None:
@@ -96,7 +96,7 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
         worker.measure_verified
     )
     assert trial.checkpoint is not None  # `ranked` takes no other
-    config = to_dict(search.trial_config(trial.params))
+    config = to_dict(run_of(search, trial))
     return task.remote(config, Checkpoint(trial.checkpoint), verify.attacks, verify.num_images)
 
 

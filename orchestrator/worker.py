@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from pyarrow.fs import FileSelector, FileType
 from ray import train, tune
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core import MorelError, Trainer, evaluate
@@ -22,9 +24,12 @@ from morel_core.checkpoint import verify
 from morel_core.data import Dataset
 from morel_core.evaluation import examine, suspicious
 from morel_core.export import export_model
+from morel_core.micro_batches import has_batchnorm
 from morel_core.statistics import wilson_interval
 from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
+from orchestrator.failures import FAILED, failure_reason, repeats
+from orchestrator.retries import CHANGES
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
 WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
@@ -81,7 +86,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     is_first = train.get_context().get_world_rank() == 0
     saved = time.monotonic()
     for report in reports(trainer):
-        report["device"] = device_name(device)
+        report |= circumstances(trainer)
         due = trainer.done or report["epoch"] in milestones
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
         validated = config.evaluation.asynchronous and trainer.is_measured and not trainer.diverged
@@ -97,6 +102,28 @@ def train_loop(loop_config: dict[str, Any]) -> None:
                 validation=task if validated else False,
             )
         saved = time.monotonic()
+
+
+def circumstances(trainer: Trainer) -> dict[str, Any]:
+    """What a report says beside the numbers: where they were made, and how."""
+    slices = trainer.config.training.micro_batches
+    return {
+        "device": device_name(trainer.device),
+        "batchnorm_slices": slices if slices > 1 and has_batchnorm(trainer.net) else 0,
+    }
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    """The last report of a trial that another attempt would not help: why, and the worst numbers.
+
+    Raised as an error, Tune would run it once more.
+    """
+    return {**WORST, "epoch": 0, "epochs": [], FAILED: failure_reason(error)}
+
+
+def run_of(base: RunConfig, config: Mapping[str, Any]) -> RunConfig:
+    """The run of a trial: ``base`` with what Tune's config overrides, and what retries changed."""
+    return with_overrides(base, {**config["overrides"], **config.get(CHANGES, {})})
 
 
 def device_name(device: Any) -> str:
@@ -119,7 +146,13 @@ class MorelTrial(tune.Trainable):
             self.base = config_from(base)
             self.milestones = milestones or []
             self.data: Dataset | None = None
-        run = with_overrides(self.base, config["overrides"])
+        self.failure: MorelError | None = None
+        try:
+            self._begin(run_of(self.base, config))
+        except MorelError as error:
+            self.failure = error
+
+    def _begin(self, run: RunConfig) -> None:
         set_threads(run.scaling.cpus_per_worker)
         device = "cuda" if run.scaling.gpus_per_worker > 0 else "cpu"
         if self.data is None or run.data != self.run_config.data:
@@ -138,13 +171,18 @@ class MorelTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train to the next measured epoch."""
-        report = next(self.reports)
+        try:
+            if self.failure is not None:
+                raise self.failure
+            report = next(self.reports)
+        except MorelError as error:
+            return {**failed(error), "done": True}
         done = self.trainer.done and report["epoch"] == self.trainer.epoch
         due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
         due |= report["epoch"] in self.milestones or done
         return {
             **report,
-            "device": device_name(self.trainer.device),
+            **circumstances(self.trainer),
             "done": done,
             SHOULD_CHECKPOINT: due,
         }
@@ -169,7 +207,13 @@ class MorelTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint of this or of a donor trial."""
-        self.trainer.load(checkpoint)
+        if self.failure is not None:
+            return
+        try:
+            self.trainer.load(checkpoint)
+        except MorelError as error:
+            self.failure = error
+            return
         known = self.trainer.epoch if self.known_epoch is None else self.known_epoch
         again = [metrics for metrics in self.trainer.history if metrics["epoch"] > known]
         if self.trainer.done and not again:  # Tune was not told of the end: it hears it again
@@ -198,12 +242,20 @@ def newest_left(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
 
 def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], milestones: list[int]) -> None:
     """A trial of several workers: Ray Train inside a Tune function."""
-    from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
+    try:
+        run = run_of(config_from(base), config)
+        with address_passed_on():
+            _workers(run, milestones).fit()
+    except Exception as error:
+        if not repeats(failure_reason(error)):
+            raise
+        tune.report(failed(error))
 
-    run = with_overrides(config_from(base), config["overrides"])
+
+def _workers(run: RunConfig, milestones: list[int]) -> TorchTrainer:
+    """Ray Train for the workers of a trial."""
     trial = tune.get_context().get_trial_id()
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_loop,
         train_loop_config={"config": to_dict(run), "milestones": milestones},
         scaling_config=scaling_config(run),
@@ -215,8 +267,6 @@ def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], milestones:
             failure_config=train.FailureConfig(controller_failure_limit=3),
         ),
     )
-    with address_passed_on():
-        trainer.fit()
 
 
 def scaling_config(config: RunConfig) -> train.ScalingConfig:
