@@ -34,10 +34,12 @@ class FakeTrial:
     failure: str | None = None
     """What Tune wrote into the trial's error.txt."""
     error_file: str | None = None
+    changed: dict[str, Any] | None = None
+    """By `set_config`."""
 
     @property
     def config(self) -> dict[str, Any]:
-        return {
+        return self.changed or {
             "params": {"k1": self.k1, "objective.alpha": self.alpha},
             "overrides": {
                 "objective.preference": [self.k1, 1 - self.k1],
@@ -46,6 +48,12 @@ class FakeTrial:
             "baseline": self.baseline,
             "index": self.index,
         }
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        self.changed = config
+
+    def invalidate_json_state(self) -> None:
+        self.written = True
 
     def is_finished(self) -> bool:
         return self.status in ("TERMINATED", "ERROR")

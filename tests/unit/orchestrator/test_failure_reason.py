@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from morel_core.errors import ConfigError, MorelError
-from orchestrator.failures import failure_reason
+from orchestrator.failures import failure_reason, out_of_memory, repeats
 
 NESTED = """ray::MorelTrial.train() (pid=1, ip=127.0.0.1)
   File "worker.py", line 10, in step
@@ -74,3 +74,39 @@ def test_an_error_without_message():
 
 def test_nothing_at_all():
     assert failure_reason(None) == "unknown: Ray kept no error"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate",
+        "RuntimeError: [enforce fail] err == 0. DefaultCPUAllocator: not enough memory: you tried",
+        "RuntimeError: CUDA error: out of memory",
+        "AcceleratorError: CUDA error: out of memory",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MemoryError",
+        "_ArrayMemoryError: Unable to allocate 1.2 GiB for an array",
+        "OutOfMemoryError: Task was killed due to the node running low on memory.",
+        "ActorDiedError: The actor died because ... killed due to the node running low on memory",
+    ],
+)
+def test_memory_that_ran_out(reason):
+    assert out_of_memory(reason)
+
+
+def test_torchs_own_words_on_this_machine():
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert out_of_memory(failure_reason(caught.value))
+
+
+def test_other_reasons():
+    assert not out_of_memory("ValueError: no room")
+    assert not out_of_memory("ActorDiedError: The actor died unexpectedly")
+    assert not repeats("OutOfMemoryError: CUDA out of memory")
+    assert not repeats("ValueError: MorelError")
+    assert repeats(failure_reason(NESTED))
+    assert repeats("MorelError: /runs/x: belongs to another network")

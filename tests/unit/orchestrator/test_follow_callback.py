@@ -34,12 +34,14 @@ def test_events_reach_the_book_of_the_folder(book):
         callback.on_step_begin(1, [trial])
         callback.on_trial_start(1, [trial], trial)
         callback.on_trial_result(2, [trial], trial, {"epoch": 1})
+        callback.on_trial_recover(2, [trial], trial)
         callback.on_trial_complete(3, [trial], trial)
         callback.on_trial_error(4, [trial], trial)
     assert book.told == [
         ("adopt", [trial]),
         ("start", trial),
         ("result", trial, {"epoch": 1}),
+        ("retry", trial),
         ("complete", trial),
         ("error", trial),
     ]

@@ -276,3 +276,41 @@ def test_a_run_that_was_never_measured_has_no_final_numbers(base, tmp_path):
     assert load_progress(tmp_path / "early")["best"] is None
     with pytest.raises(MorelError, match="before its first measurement"):
         measure_final(to_dict(base), train.Checkpoint.from_directory(tmp_path / "early"))
+
+
+def test_a_point_that_no_run_can_have_ends_its_trial_without_an_error(trial):
+    trial.reset_config({"overrides": {"training.batch_size": 5000}})
+    last = trial.step()
+    assert last["failed"].startswith("ConfigError: training.batch_size = 5000: at most 48")
+    assert (last["done"], last["epochs"], last["robust_accuracy"]) == (True, [], 0.0)
+    trial.load_checkpoint("/nowhere")  # Tune may restore it first: it has failed before
+    assert trial.step()["failed"] == last["failed"]
+    trial.reset_config(point(0.2))
+    assert trial.step()["epoch"] == 2
+
+
+def test_a_checkpoint_of_another_network_fails_its_trial_for_good(trial, base, tmp_path):
+    values = TINY | {"model": TINY["model"] | {"width": 8}}
+    Trainer(build(RunConfig, values)).save(tmp_path / "other")
+    trial.load_checkpoint(tmp_path / "other")
+    assert "belongs to another network" in trial.step()["failed"]
+
+
+def test_other_errors_are_tunes_to_handle(trial, monkeypatch):
+    def out(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trial.trainer, "run_epoch", out)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.step()
+
+
+@pytest.mark.parametrize(("norm", "slices"), [("batch", 2), ("none", 0)])
+def test_a_retry_trains_with_what_it_changed_and_says_what_that_means(trial, norm, slices):
+    trial.reset_config(
+        {"overrides": {"model.norm": norm}, "changes": {"training.micro_batches": 2}}
+    )
+    assert trial.trainer.config.training.micro_batches == 2
+    report = trial.step()
+    assert report["batchnorm_slices"] == slices
+    assert report["device"] == "cpu"

@@ -285,6 +285,14 @@ def test_a_second_end_and_late_results_change_nothing(load):
     assert searcher._study.get_trials() == [trial]
 
 
+def test_a_trial_that_reports_that_it_failed_for_good_has_failed(load):
+    """Its worst accuracies stand in for numbers that Tune insists on: nobody measured them."""
+    searcher = SpaceSearcher(load(SPACE))
+    report = {"epoch": 0, "robust_accuracy": 0.0, "failed": "MorelError: no"}
+    trial = complete(searcher, report, intermediate=[0.1])
+    assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {1: 0.1})
+
+
 def test_a_crashed_trial_that_runs_again_counts_anew(load):
     searcher = SpaceSearcher(load(SPACE))
     crashed = complete(searcher, None, error=True, intermediate=[0.1])

@@ -1,0 +1,84 @@
+"""Trials that run out of memory, and trials whose twins are trained already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hungry
+import pytest
+import recorded
+import yaml
+
+from orchestrator import worker
+from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.tune import SearchResult, tune
+
+SPACE: dict[str, Any] = {
+    "recipe": "digits",
+    "overrides": {
+        "training.epochs": 3,
+        "training.batch_size": 64,
+        "data.holdout": 60,
+        "data.train_size": 320,
+        "data.test_size": 60,
+        # 5 steps an epoch of 2 passes each: the first epoch passes, the second one fails.
+        "model": {"name": "hungry", "width": 4, "embed_dim": 16, "from_pass": 15},
+        "attack.num_steps": 2,
+        "evaluation.attack.num_steps": 3,
+        "checkpoint.every_seconds": 0,
+    },
+    "scheduler": {"name": "none"},
+    "num_trials": 3,
+    "parameters": {"model.holds": {"type": "choice", "values": [16, 32, 64]}},
+    "baselines": {
+        "paper": {"model.holds": 64},
+        "half": {"model.holds": 32},
+        "quarter": {"model.holds": 16},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def workers_know_the_model() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, known in (
+            ("MorelTrial", hungry.Trial),
+            ("multi_worker_trial", hungry.multi_worker_trial),
+            ("measure_final", hungry.measure_final),
+        ):
+            patch.setattr(worker, name, known)
+        yield patch
+
+
+def search(storage: Path, folder: Path, name: str, **keys: Any) -> SearchConfig:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(SPACE | keys, sort_keys=False))
+    return load_search(str(path), [f"storage_path={storage}", f"name={name}"])
+
+
+@pytest.fixture(scope="module")
+def result(
+    local_ray: Any,
+    workers_know_the_model: Any,
+    shared_storage: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> SearchResult:
+    return tune(search(shared_storage, tmp_path_factory.mktemp("spaces"), "hungry"))
+
+
+def test_a_trial_out_of_memory_goes_on_in_micro_batches(
+    result: SearchResult, shared_storage: Path
+) -> None:
+    enough, half, quarter = result.trials
+    said = "out of memory after epoch 1; goes on with training.micro_batches = 2"
+    assert (enough.state, enough.retries) == ("finished", [])
+    assert (half.state, half.retries) == ("finished", [said])
+    assert (quarter.state, quarter.retries) == ("failed", [said])
+    assert quarter.reason.startswith("OutOfMemoryError: CUDA out of memory")
+    assert result.winner is not None
+    run = recorded.one(shared_storage, half.run_id)
+    assert run.data.tags["morel.retry"] == said
+    assert "training.micro_batches = 2, not 1: BatchNorm" in run.data.tags["morel.differs"]
+    assert recorded.steps(shared_storage, run, "loss.total") == [1, 2, 3]
+    assert "morel.retry" not in recorded.one(shared_storage, enough.run_id).data.tags
