@@ -290,7 +290,7 @@ def test_a_trial_that_reports_that_it_failed_for_good_has_failed(load):
     searcher = SpaceSearcher(load(SPACE))
     report = {"epoch": 0, "robust_accuracy": 0.0, "failed": "MorelError: no"}
     trial = complete(searcher, report, intermediate=[0.1])
-    assert (trial.state, trial.intermediate_values) == (TrialState.FAIL, {1: 0.1})
+    assert (trial.state, trial.value) == (TrialState.FAIL, None)
 
 
 def test_a_crashed_trial_that_runs_again_counts_anew(load):
