@@ -14,8 +14,17 @@ def front(points: Sequence[Sequence[float]]) -> list[int]:
     A point dominates another if it is nowhere smaller and somewhere larger. Raises ValueError
     unless the points are finite and of one dimension.
     """
-    dominators = _dominates(points).sum(axis=0)
-    return [i for i, count in enumerate(dominators) if count == 0]
+    if len(points) == 0:
+        return []
+    table = _finite(points)
+    members: list[int] = []
+    # In falling order no point dominates an earlier one.
+    for i in np.lexsort(table.T[::-1])[::-1].tolist():
+        before = table[members]
+        above = (before >= table[i]).all(axis=1) & (before > table[i]).any(axis=1)
+        if not above.any():
+            members.append(i)
+    return sorted(members)
 
 
 def ranks(points: Sequence[Sequence[float]]) -> list[int]:

@@ -225,7 +225,7 @@ def _left_out_lines(search: SearchConfig, trials: Sequence[Trial]) -> list[str]:
         for t in named[:LISTED]
     ]
     more = len(named) - LISTED
-    return lines + ([f"So are {more} more that miss a constraint."] if more > 0 else [])
+    return lines + ([f"Left out for a missed constraint too: {more} more."] if more > 0 else [])
 
 
 def front_rows(search: SearchConfig, trials: Sequence[Trial]) -> list[dict[str, str]]:

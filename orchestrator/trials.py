@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -86,10 +86,17 @@ class View(Protocol):
 class TrialBook:
     """Follows Tune's trials in the driver: into the journal, and onto the screen."""
 
-    def __init__(self, search: SearchConfig, recorder: Recorder, view: View | None) -> None:
+    def __init__(
+        self,
+        search: SearchConfig,
+        recorder: Recorder,
+        view: View | None,
+        on_end: Callable[[Trial], None] | None = None,
+    ) -> None:
         self.search = search
         self.recorder = recorder
         self.view = view
+        self._on_end = on_end
         self._trials: dict[str, Trial] = {}
         self._deadline = float("inf")
 
@@ -252,6 +259,8 @@ class TrialBook:
                 **self._retry_tags(trial),
             },
         )
+        if self._on_end is not None:
+            self._on_end(trial)
         self.show()
 
     def _judged(self, trial: Trial) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from orchestrator.cluster import (
 )
 from orchestrator.config import to_dict
 from orchestrator.final import measure_on_test
+from orchestrator.front import FrontRecord
 from orchestrator.identity import check_identity
 from orchestrator.ladder import milestones
 from orchestrator.search_space import SearchConfig, check_resources
@@ -85,7 +86,8 @@ def tune(
     recorder = records.open_recorder(base)
     started = time.perf_counter()
     search_id = str(base.name)
-    book = TrialBook(search, recorder, view)
+    front = FrontRecord(search, recorder)
+    book = TrialBook(search, recorder, view, on_end=front.add)
     if view is not None:
         view.update([])  # Ray takes some seconds to start
     try:
@@ -105,14 +107,16 @@ def tune(
                 dataset=records.dataset_record(base, data),
             )
             check_resources(search, *there)
-            _fit(search, book, there)
+            with front.kept_up():
+                _fit(search, book, there)
             if search.ladder.verify.top:
                 verify_candidates(search, book)
             winner = choose(search, book.trials)
             record_verified(book.trials, winner, recorder)
             measure_on_test(search, book.trials, winner, recorder)
             seconds = time.perf_counter() - started
-            finish_search(search, book.trials, winner, seconds, recorder)
+            files = front.finish(winner)
+            finish_search(search, book.trials, winner, seconds, recorder, artifacts=files)
             recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
@@ -258,8 +262,9 @@ def finish_search(
     winner: Trial | None,
     seconds: float,
     recorder: Recorder,
+    artifacts: Mapping[str, str],
 ) -> None:
-    """Close the search's own run with the winner's numbers and a note."""
+    """Close the search's own run with the winner's numbers, a note and its ``artifacts``."""
     metrics = {"search.seconds": seconds, "search.trials": float(len(trials))}
     tags = {"morel.state": "finished"}
     if winner is not None:
@@ -273,5 +278,6 @@ def finish_search(
         stop_reason=f"{len(trials)} trials",
         metrics=metrics,
         tags=tags,
+        artifacts=artifacts,
         note=summary_note(search, trials, winner),
     )

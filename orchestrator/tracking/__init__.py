@@ -6,6 +6,7 @@ from orchestrator.tracking.events import (
     Event,
     FinalPayload,
     ModelPayload,
+    ProgressPayload,
     StartPayload,
 )
 from orchestrator.tracking.journal import Journal
@@ -23,6 +24,7 @@ __all__ = [
     "MlflowTracker",
     "ModelPayload",
     "NullTracker",
+    "ProgressPayload",
     "Recorder",
     "Rejection",
     "Replay",

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from morel_core.errors import ConfigError
 
-Kind: TypeAlias = Literal["start", "epoch", "final"]
+Kind: TypeAlias = Literal["start", "epoch", "progress", "final"]
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
 # Run ids name folders and stand in MLflow filters: no quotes, no empty part, no way up.
@@ -64,6 +64,16 @@ class EpochPayload(TypedDict):
     metrics: dict[str, float]
 
 
+class ProgressPayload(TypedDict):
+    """How far a run has come that has no epochs of its own, such as a search."""
+
+    step: int
+    metrics: dict[str, float]
+    artifacts: dict[str, str]
+    """Artifact path → file (local path or pyarrow URI); recorded as it is at delivery, so that what
+    waited is not older than what is known."""
+
+
 class FinalPayload(TypedDict):
     """A run ends; it may start again later and then end once more."""
 
@@ -96,9 +106,11 @@ class Event:
         run_id: our persistent id, such as ``"demo-2026/trial_00003"``.
         seq: place among this run's events, from 0; assigned by the journal.
         kind: which payload this is.
-        key: what makes it unique within the run: ``"start"``, ``"epoch:3"``, ``"final:…"``.
+        key: what makes it unique within the run: ``"start"``, ``"epoch:3"``,
+            ``"progress:3:…"``, ``"final:…"``.
         time: unix seconds at which it was appended.
-        payload: a `StartPayload`, `EpochPayload` or `FinalPayload`, as JSON gives it back.
+        payload: a `StartPayload`, `EpochPayload`, `ProgressPayload` or `FinalPayload`, as JSON
+            gives it back.
     """
 
     run_id: str

@@ -23,6 +23,7 @@ from orchestrator.tracking.events import (
     EpochPayload,
     Event,
     FinalPayload,
+    ProgressPayload,
     StartPayload,
 )
 from orchestrator.tracking.logged_model import GONE, fetch, log_model
@@ -106,6 +107,8 @@ class MlflowTracker:
                 self._start(recorded, event, cast(StartPayload, event.payload))
             elif event.kind == "epoch":
                 self._epoch(recorded, event, cast(EpochPayload, event.payload))
+            elif event.kind == "progress":
+                self._progress(recorded, event, cast(ProgressPayload, event.payload))
             else:
                 self._final(recorded, event, cast(FinalPayload, event.payload))
             recorded.cursor = event.seq
@@ -201,11 +204,20 @@ class MlflowTracker:
         self._log(recorded, event, tags=payload["tags"])
 
     def _epoch(self, recorded: _Recorded, event: Event, payload: EpochPayload) -> None:
+        self._goes_on(recorded)
+        epoch = payload["epoch"]
+        self._log(recorded, event, metrics=payload["metrics"] | {"epoch": epoch}, step=epoch)
+
+    def _progress(self, recorded: _Recorded, event: Event, payload: ProgressPayload) -> None:
+        self._goes_on(recorded)
+        self._log_files(recorded, payload["artifacts"], {})  # one that is gone: the next has it
+        self._log(recorded, event, metrics=payload["metrics"], step=payload["step"])
+
+    def _goes_on(self, recorded: _Recorded) -> None:
+        """The run is not over, whatever was recorded before."""
         if recorded.status != "RUNNING":  # resumed after an end
             self._client.update_run(recorded.mlflow_id, status="RUNNING")
             recorded.status = "RUNNING"
-        epoch = payload["epoch"]
-        self._log(recorded, event, metrics=payload["metrics"] | {"epoch": epoch}, step=epoch)
 
     def _final(self, recorded: _Recorded, event: Event, payload: FinalPayload) -> None:
         tags = {
@@ -215,10 +227,7 @@ class MlflowTracker:
         }
         if payload["note"] is not None:
             tags["mlflow.note.content"] = payload["note"]
-        with tempfile.TemporaryDirectory(prefix="morel-") as folder:
-            missing = _gather(Path(folder), payload)
-            if any(Path(folder).iterdir()):
-                self._client.log_artifacts(recorded.mlflow_id, folder)
+        missing = self._log_files(recorded, payload["artifacts"], payload["texts"])
         if payload["model"]:
             try:
                 log_model(
@@ -236,6 +245,16 @@ class MlflowTracker:
         self._client.set_terminated(recorded.mlflow_id, payload["status"], event.milliseconds)
         recorded.status = payload["status"]
         self._log(recorded, event, metrics=payload["metrics"], tags=tags)
+
+    def _log_files(
+        self, recorded: _Recorded, artifacts: dict[str, str], texts: dict[str, str]
+    ) -> list[str]:
+        """Log files and texts, by artifact path; returns those that are not there any more."""
+        with tempfile.TemporaryDirectory(prefix="morel-") as folder:
+            missing = _gather(Path(folder), artifacts, texts)
+            if any(Path(folder).iterdir()):
+                self._client.log_artifacts(recorded.mlflow_id, folder)
+        return missing
 
     def _log_dataset(self, recorded: _Recorded, dataset: DatasetPayload) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -316,12 +335,12 @@ def _verdicts() -> Generator[None]:
         raise ConnectionError(str(error)) from error
 
 
-def _gather(folder: Path, payload: FinalPayload) -> list[str]:
-    """Put the run's artifacts into ``folder``; returns those that are not there any more."""
+def _gather(folder: Path, artifacts: dict[str, str], texts: dict[str, str]) -> list[str]:
+    """Put a run's files into ``folder``; returns those that are not there any more."""
     missing: list[str] = []
-    for name, text in payload["texts"].items():
+    for name, text in texts.items():
         _target(folder, name).write_text(text, encoding="utf-8")
-    for name, source in payload["artifacts"].items():
+    for name, source in artifacts.items():
         target = _target(folder, name)
         try:
             fetch(source, target)

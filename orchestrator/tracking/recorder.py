@@ -23,6 +23,7 @@ from orchestrator.tracking.events import (
     Event,
     FinalPayload,
     ModelPayload,
+    ProgressPayload,
     StartPayload,
     Status,
 )
@@ -140,6 +141,20 @@ class Recorder:
         payload = EpochPayload(epoch=epoch, metrics=dict(metrics))
         return self._append(run_id, "epoch", f"epoch:{epoch}{part and f':{part}'}", payload)
 
+    def progress(
+        self,
+        run_id: str,
+        step: int,
+        metrics: Mapping[str, float],
+        artifacts: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Record how far a run has come; False if exactly this was recorded before.
+
+        ``artifacts``, path → file, replace those of earlier steps.
+        """
+        payload = ProgressPayload(step=step, metrics=dict(metrics), artifacts=dict(artifacts or {}))
+        return self._append(run_id, "progress", f"progress:{step}:{_digest(payload)}", payload)
+
     def finish(
         self,
         run_id: str,
@@ -199,13 +214,12 @@ class Recorder:
         run_id: str,
         kind: Any,
         key: str | None,
-        payload: StartPayload | EpochPayload | FinalPayload,
+        payload: StartPayload | EpochPayload | ProgressPayload | FinalPayload,
     ) -> bool:
         with self._append_lock:  # the queue keeps the journal's order
             if key is None:
                 # The same end, with nothing between, is one end; after more epochs it is another.
-                digest = hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
-                key = f"final:{self._steps.get(run_id, 0)}:{digest[:12]}"
+                key = f"final:{self._steps.get(run_id, 0)}:{_digest(payload)}"
             event = self._journal.append(run_id, kind, key, payload)
             if event is None:
                 return False
@@ -281,6 +295,10 @@ def replay(journal: Journal, tracker: Tracker) -> Replay:
         delivered += applied
         skipped += not applied
     return Replay(delivered, skipped, rejected)
+
+
+def _digest(payload: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _note_rejection(tracker: Tracker, event: Event, reason: str) -> None:

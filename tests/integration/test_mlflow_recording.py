@@ -273,6 +273,30 @@ def test_a_resumed_run_is_running_again_and_ends_again(connect, client, runs_of,
     assert runs["s/a"].data.tags["morel.stop_reason"] == "finished"
 
 
+def test_progress_has_its_steps_and_the_newest_files(connect, client, runs_of, tmp_path):
+    """What waited for MLflow carries the file as it is now; one that is gone costs nothing."""
+    recorder = Recorder(Journal(str(tmp_path / "journal")), connect())
+    recorder.start_run("demo", name="demo", params={}, config={})
+    recorder.finish("demo", status="KILLED", stop_reason="interrupted")
+    table = tmp_path / "front.json"
+    files = {"front.json": str(table), "front.png": str(tmp_path / "gone.png")}
+    for step in (1, 5):
+        table.write_text(f"{step}")
+        recorder.progress("demo", step, {"front.size": float(step)}, files)
+        assert recorder.flush(60) == 0
+    assert recorder.close(60) == 0
+    assert recorder.rejected == ()
+    run = runs_of()[0]["demo"]
+    assert run.info.status == "RUNNING"
+    history = client.get_metric_history(run.info.run_id, "front.size")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (5, 5.0)]
+    found = client.download_artifacts(run.info.run_id, "front.json", str(tmp_path))
+    assert Path(found).read_text() == "5"
+    before = histories(client, run.info.run_id)
+    assert replay(Journal(str(tmp_path / "journal")), connect()).delivered == 0
+    assert histories(client, run.info.run_id) == before
+
+
 def test_numbers_that_are_none_are_counted_not_logged(connect, runs_of, tmp_path):
     recorder = Recorder(Journal(str(tmp_path)), connect())
     recorder.start_run("s/a", name="a", params={}, config={"eps": math.inf})

@@ -155,7 +155,7 @@ def test_where_none_keeps_them_nobody_wins(search):
         "No trial keeps clean_accuracy >= 0.8 and robust_accuracy >= 0.2: there is no winner."
     )
     assert len(lines) == 7
-    assert lines[-1] == "So are 3 more that miss a constraint."
+    assert lines[-1] == "Left out for a missed constraint too: 3 more."
 
 
 def test_a_constraint_is_judged_by_search_numbers(search):

@@ -171,3 +171,21 @@ def test_a_call_after_close_still_reaches_the_journal(journal):
     recorder.close(10)
     assert recorder.epoch("s/a", 1, {"loss": 0.5})
     assert len(list(journal.events())) == 1
+
+
+def test_progress_is_recorded_once_for_what_it_says(journal):
+    tracker = MemoryTracker()
+    recorder = recorder_of(journal, tracker)
+    start(recorder, "s")
+    assert recorder.progress("s", 1, {"front.size": 1.0}, {"front.json": "/s/front.json"})
+    assert not recorder.progress("s", 1, {"front.size": 1.0}, {"front.json": "/s/front.json"})
+    assert recorder.progress("s", 1, {"front.size": 2.0})  # the same step, and another front
+    assert recorder.close(10) == 0
+    assert [(e.kind, e.payload.get("step")) for e in tracker.applied] == [
+        ("start", None),
+        ("progress", 1),
+        ("progress", 1),
+    ]
+    again = recorder_of(journal, MemoryTracker())
+    assert not again.progress("s", 1, {"front.size": 2.0})
+    again.close(10)
