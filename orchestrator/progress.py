@@ -189,6 +189,7 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
         "tracking_uri": tracking_uri(search.base),
         "attack": evaluation_label(search.base),
         "seconds": result.seconds,
+        "cost": vars(result.cost),
         "recorded": result.recorded,
         "winner": result.winner.run_id if result.winner else None,
         "front": [trial.run_id for trial in front(search, result.trials)],
@@ -201,6 +202,10 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
                 "stop_reason": trial.reason,
                 "epochs": trial.epoch,
                 "seconds": trial.seconds,
+                "cost": {
+                    key.removeprefix("cost."): value
+                    for key, value in result.search.resources.cost(trial.held).items()
+                },
                 "params": trial.params,
                 **{key: trial.last.get(f"best_{key}") for key in keys},
                 "rung": trial.rung or None,
@@ -222,6 +227,7 @@ def print_search(console: Console, result: SearchResult) -> None:
     attack = ladder_label(search.base)
     table = trial_table(result.trials, attack, winner=winner, on_front=members)
     table.title = f"{search.base.name}: {len(result.trials)} trials in {result.seconds:.0f} s"
+    table.caption = f"{table.caption}; training cost {result.cost}"
     console.print(table)
     if members:
         console.print(front_table(search, result.trials))

@@ -176,6 +176,13 @@ class ResourcesConfig:
         check(self.cpus_per_worker >= 1, "cpus_per_worker", self.cpus_per_worker, "must be >= 1")
         check(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "must be >= 0")
 
+    def cost(self, seconds: float) -> dict[str, float]:
+        """What trials cost that hold this for so many seconds altogether, as recorded."""
+        return {
+            "cost.cpu_seconds": seconds * self.workers * self.cpus_per_worker,
+            "cost.gpu_seconds": seconds * self.workers * self.gpus_per_worker,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinalConfig:
@@ -216,6 +223,9 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         check(self.num_trials >= 1, "num_trials", self.num_trials, "must be >= 1")
+        target, both = self.budget.target, self.objective.metric == "tradeoff"
+        single = "null with objective.metric: tradeoff, of which no single number is enough"
+        check(target is None or not both, "budget.target", target, single)
         concurrent = self.max_concurrent
         check(concurrent is None or concurrent >= 1, "max_concurrent", concurrent, "null or >= 1")
         check(self.seed >= 0, "seed", self.seed, "must be >= 0")

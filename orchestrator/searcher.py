@@ -59,9 +59,15 @@ class SpaceSearcher(Searcher):
     Args:
         config: the search.
         known: trials of earlier searches, as `orchestrator.warm_start` finds them, to learn from.
+        again: points by index that a killed driver had begun and not saved: the same come again.
     """
 
-    def __init__(self, config: SearchConfig, known: Sequence[FrozenTrial] = ()) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        known: Sequence[FrozenTrial] = (),
+        again: Mapping[int, Values] | None = None,
+    ) -> None:
         super().__init__(metric=config.objective.scalar, mode=config.objective.mode)
         self.total_trials = config.total_trials
         self._space: SearchSpace = config.space
@@ -70,6 +76,7 @@ class SpaceSearcher(Searcher):
         self._grid = config.space.grid()
         self._plan = config.planned()[: self.total_trials]
         self._next = 0
+        self._again = dict(again or {})
         self._point: Values = {}  # the sampled point that is being crossed with the grid
         self._open: dict[str, OpenTrial] = {}
         self._failed: dict[str, Values] = {}  # Tune may run these again after a restore
@@ -96,7 +103,8 @@ class SpaceSearcher(Searcher):
             baseline, place = None, (index - len(self._plan)) % len(self._grid)
             if place == 0:
                 self._point = {}
-            trial, params = self._ask(self._point, self._grid[place])
+            known = self._again.get(index, self._point)
+            trial, params = self._ask(known, self._grid[place])
             self._point |= {name: params[name] for name in params if name in self._space.sampled}
         self._open[trial_id] = OpenTrial(trial, params)
         return {
@@ -105,6 +113,10 @@ class SpaceSearcher(Searcher):
             "baseline": baseline,
             "index": index,
         }
+
+    def go_on_from(self, index: int) -> None:
+        """Propose the trial of ``index`` next: those before it, and no others, are known."""
+        self._next = index
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep a report with numbers; a repeated epoch (a restarted trial) is ignored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -64,6 +65,22 @@ def read_text(path: str) -> str | None:
             return stream.read().decode()
     except FileNotFoundError:
         return None
+
+
+def names(folder: str) -> list[str]:
+    """Names of the files and folders in ``folder``, sorted; none where there is no such folder."""
+    from pyarrow.fs import FileSelector
+
+    system, inside = _open(folder)
+    found = system.get_file_info(FileSelector(inside, allow_not_found=True))
+    return sorted(info.base_name for info in found)
+
+
+def delete(path: str) -> None:
+    """Delete a file, if it is there."""
+    system, inside = _open(path)
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(inside)
 
 
 def local_copy(location: str) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
 from orchestrator import goal, records, storage
@@ -23,6 +24,8 @@ STOP_REASON = "morel_stop_reason"
 """Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
+NUMBER, POINT = "morel.number", "morel.point"
+"""Tags of a trial: its place in its search, and the raw values that were tried."""
 
 
 @dataclass(kw_only=True)
@@ -40,6 +43,10 @@ class Trial:
     """The newest report of the trainer."""
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
+    held: float = 0.0
+    """Seconds of training that it cost: epochs that a crash made it repeat count each time."""
+    holding_since: float | None = None
+    """From when on it holds its resources beyond ``held``; None while it does not."""
     checkpoint: str | None = None
     test: dict[str, float] = field(default_factory=lambda: dict[str, float]())
     """Final numbers on the test set: the winner's alone, unless ``final.trials`` says otherwise."""
@@ -53,6 +60,14 @@ class Trial:
     """Why it was run again, of each time."""
     changes: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
     """Settings that a retry changed, by dotted key."""
+
+    def held_until(self, now: float) -> float:
+        """``held``, with the epoch that it is in at ``now`` (unix seconds)."""
+        return self.held + (0.0 if self.holding_since is None else now - self.holding_since)
+
+    def release(self) -> None:
+        """It holds its resources no longer."""
+        self.held, self.holding_since = self.held_until(time.time()), None
 
     @property
     def epoch(self) -> int:
@@ -97,31 +112,41 @@ class TrialBook:
         self.recorder = recorder
         self.view = view
         self._on_end = on_end
+        self.held_before: Mapping[str, float] = {}
+        """``held`` of trials by run id, from the status that an earlier driver left."""
+        self.cut = ""
+        """Why the search ends before its trials do; the budget, say."""
+        self.stopped_by_hand: set[str] = set()
+        """Run ids of trials that somebody stopped."""
         self._trials: dict[str, Trial] = {}
-        self._deadline = float("inf")
+        self._run_ids: dict[str, str] = {}
+        self._recorded = {
+            int(past.tags[NUMBER]): run_id
+            for run_id, past in recorder.past.items()
+            if past.parent == search.base.name and NUMBER in past.tags
+        }
+        self._tune_trials: dict[str, Any] = {}
 
     @property
     def trials(self) -> list[Trial]:
         """All trials so far, in the order of the searcher."""
         return sorted(self._trials.values(), key=lambda trial: trial.number)
 
-    def begin(self, time_budget_s: float | None) -> None:
-        """The search starts."""
-        if time_budget_s is not None:
-            self._deadline = time.time() + time_budget_s
-
     def end(self) -> None:
-        """The search is over: what still seems to run was cut off by the time budget."""
+        """The search is over: what still seems to run was cut off."""
         for trial in self.trials:
             if trial.state == "running":
-                self._close(trial, "stopped", "time budget spent")
+                trial.release()
+                self._locate(trial, self._tune_trials[trial.run_id])
+                self._close(trial, "stopped", f"{self.cut or 'cut off'} at epoch {trial.epoch}")
 
     def start(self, tune_trial: Any) -> Trial:
         """The trial of a Tune trial, recorded when it is first seen."""
-        run_id = self._id(tune_trial)
+        run_id = self.run_id(tune_trial)
         known = self._trials.get(run_id)
         if known is not None:
-            known.state = "running"
+            if known.state != "running" or known.holding_since is None:
+                known.state, known.holding_since = "running", time.time()
             return known
         config = tune_trial.config
         trial = Trial(
@@ -132,8 +157,10 @@ class TrialBook:
             baseline=config["baseline"],
             retries=retries(tune_trial),
             changes=dict(config.get(CHANGES, {})),
+            held=self.held_before.get(run_id, 0.0),
+            holding_since=time.time(),
         )
-        self._trials[run_id] = trial
+        self._trials[run_id], self._tune_trials[run_id] = trial, tune_trial
         self._record_start(trial, config)
         self.show()
         return trial
@@ -141,6 +168,7 @@ class TrialBook:
     def _record_start(self, trial: Trial, config: Mapping[str, Any]) -> None:
         tags = {"morel.search": str(self.search.base.name), "morel.kind": "trial"}
         tags |= self.search.tags
+        tags |= {NUMBER: str(trial.number), POINT: json.dumps(trial.params)}
         tags |= {"morel.baseline": trial.baseline} if trial.baseline else {}
         params = {f"search.{key}": value for key, value in trial.params.items() if "." not in key}
         try:
@@ -170,6 +198,8 @@ class TrialBook:
         # A report that it failed for good has no numbers: those before it stay.
         trial.last = {**trial.last, FAILED: report[FAILED]} if FAILED in report else dict(report)
         trial.seconds = float(report.get("time_total_s", 0.0))
+        step = float(report.get("time_this_iter_s", 0.0))
+        trial.held, trial.holding_since = max(trial.held + step, trial.seconds), time.time()
         self.show()
 
     def complete(self, tune_trial: Any) -> None:
@@ -178,11 +208,9 @@ class TrialBook:
         if tune_trial.last_result and not trial.last:  # restored: it ended before this driver
             trial.last = dict(tune_trial.last_result)
             trial.seconds = float(trial.last.get("time_total_s", 0.0))
-        checkpoint = tune_trial.checkpoint
-        inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
-        path = inner or (checkpoint.path if checkpoint is not None else None)
-        if path:
-            trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
+            trial.held = max(trial.held, trial.seconds)
+        trial.holding_since = None
+        self._locate(trial, tune_trial)
         reason = records.own_end(trial.last)
         if FAILED in trial.last:
             self._close(trial, "failed", trial.last[FAILED])
@@ -192,8 +220,8 @@ class TrialBook:
             self._close(trial, "stopped", reason)
         elif reason:
             self._close(trial, "finished", reason)
-        elif time.time() >= self._deadline:
-            self._close(trial, "stopped", f"time budget spent at epoch {trial.epoch}")
+        elif trial.run_id in self.stopped_by_hand:
+            self._close(trial, "stopped", f"stopped by morel stop at epoch {trial.epoch}")
         else:
             scheduler = self.search.scheduler.name.upper()
             why = getattr(tune_trial, STOP_REASON, "")
@@ -219,11 +247,56 @@ class TrialBook:
     def adopt(self, tune_trials: Sequence[Any]) -> None:
         """Take in the trials that ended before this driver started."""
         for tune_trial in tune_trials:
-            if tune_trial.is_finished() and self._id(tune_trial) not in self._trials:
-                (self.error if tune_trial.status == "ERROR" else self.complete)(tune_trial)
+            if tune_trial.trial_id in self._run_ids or not tune_trial.is_finished():
+                trial = self._trials.get(self._run_ids.get(tune_trial.trial_id, ""))
+                if trial is not None and tune_trial.status in ("PAUSED", "PENDING"):
+                    trial.release()  # what waits costs nothing
+                continue
+            past = self.recorder.past.get(self.run_id(tune_trial))
+            if tune_trial.status == "ERROR":
+                self.error(tune_trial)
+            elif past is not None and past.state in get_args(State):
+                self._take_back(tune_trial, cast(State, past.state), past.stop_reason)
+            elif past is not None or tune_trial.last_result:  # others never began
+                self.complete(tune_trial)
 
-    def _id(self, tune_trial: Any) -> str:
-        return f"{self.search.base.name}/{tune_trial.trial_id}"
+    def _take_back(self, tune_trial: Any, state: State, reason: str) -> None:
+        """A trial whose end is recorded: only this driver did not know of it yet."""
+        trial = self.start(tune_trial)
+        trial.last = dict(tune_trial.last_result or {})
+        trial.seconds = float(trial.last.get("time_total_s", 0.0))
+        trial.held, trial.holding_since = max(trial.held, trial.seconds), None
+        self._locate(trial, tune_trial)
+        trial.state, trial.reason = state, reason
+        self._ended(trial)
+
+    def run_id(self, tune_trial: Any) -> str:
+        """Our id of a Tune trial.
+
+        One whose driver was killed before Tune had saved that it exists comes again under another
+        id of Tune's, but with its number: it keeps the record that it has.
+        """
+        own = tune_trial.trial_id
+        if own not in self._run_ids:
+            number = int(tune_trial.config["index"]) + 1
+            self._run_ids[own] = self._recorded.get(number, f"{self.search.base.name}/{own}")
+        return self._run_ids[own]
+
+    def unsaved(self, saved: int) -> dict[int, dict[str, Any]]:
+        """Points of recorded trials beyond the first ``saved``, by index: to be tried again."""
+        points = {
+            number - 1: json.loads(self.recorder.past[run_id].tags[POINT])
+            for number, run_id in self._recorded.items()
+        }
+        return {index: point for index, point in points.items() if index >= saved}
+
+    def _locate(self, trial: Trial, tune_trial: Any) -> None:
+        """Where its newest checkpoint lies, if it has one."""
+        checkpoint = tune_trial.checkpoint
+        inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
+        path = inner or (checkpoint.path if checkpoint is not None else None)
+        if path:
+            trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
 
     def retry(self, tune_trial: Any) -> None:
         """A trial failed, and Tune runs it again."""
@@ -236,6 +309,7 @@ class TrialBook:
     def error(self, tune_trial: Any) -> None:
         """A trial failed for good; the search goes on."""
         trial = self.start(tune_trial)
+        trial.release()
         self._close(trial, "failed", failure_reason(error_text(tune_trial)))
 
     def _close(self, trial: Trial, state: State, reason: str) -> None:
@@ -243,6 +317,7 @@ class TrialBook:
         attack = records.measured_with(self.search.base, trial.last, "best_")
         metrics = records.best_metrics(trial.last, attack)
         metrics |= {"train.seconds": trial.seconds}
+        metrics |= self.search.resources.cost(trial.held)
         if "images_per_second" in trial.last:
             metrics["train.images_per_second"] = float(trial.last["images_per_second"])
         self.recorder.finish(
@@ -259,6 +334,9 @@ class TrialBook:
                 **self._retry_tags(trial),
             },
         )
+        self._ended(trial)
+
+    def _ended(self, trial: Trial) -> None:
         if self._on_end is not None:
             self._on_end(trial)
         self.show()

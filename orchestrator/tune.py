@@ -12,6 +12,7 @@ from typing import Any
 from morel_core.data import load_data
 from morel_core.errors import ConfigError
 from orchestrator import records, storage
+from orchestrator.budget import Cost
 from orchestrator.cluster import (
     cluster_address,
     driver_resources,
@@ -29,6 +30,7 @@ from orchestrator.tracking import Recorder
 from orchestrator.trials import Trial, TrialBook, View
 from orchestrator.validate import check_fits
 from orchestrator.verify import record_verified, verify_candidates
+from orchestrator.watch import Watch
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
@@ -49,8 +51,11 @@ class SearchResult:
     winner: Trial | None
     """See `orchestrator.selection.choose`; None if no trial was measured."""
     seconds: float
+    """Of this command."""
     recorded: bool
     """False if MLflow lacks something that waits in the journal."""
+    cost: Cost = Cost()
+    """Of all commands of this search."""
 
 
 def tune(
@@ -88,6 +93,7 @@ def tune(
     search_id = str(base.name)
     front = FrontRecord(search, recorder)
     book = TrialBook(search, recorder, view, on_end=front.add)
+    watch = Watch(book)
     if view is not None:
         view.update([])  # Ray takes some seconds to start
     try:
@@ -96,6 +102,7 @@ def tune(
             ray_session(base, dashboard=base.scaling.num_workers > 1) as there,
             book.ended_records(),
             records.ended_record(recorder, search_id, code_changes=changes),
+            watch.watching(),
         ):
             recorder.start_run(
                 search_id,
@@ -108,20 +115,28 @@ def tune(
             )
             check_resources(search, *there)
             with front.kept_up():
-                _fit(search, book, there)
+                _fit(search, watch, there)
+            watch.state = "verifying"
             if search.ladder.verify.top:
                 verify_candidates(search, book)
             winner = choose(search, book.trials)
             record_verified(book.trials, winner, recorder)
+            watch.state = "testing"
             measure_on_test(search, book.trials, winner, recorder)
             seconds = time.perf_counter() - started
             files = front.finish(winner)
-            finish_search(search, book.trials, winner, seconds, recorder, artifacts=files)
+            cost = watch.meter.cost(book.trials)
+            finish_search(search, book.trials, winner, seconds, cost, recorder, artifacts=files)
             recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
     return SearchResult(
-        search=search, trials=book.trials, winner=winner, seconds=seconds, recorded=pending == 0
+        search=search,
+        trials=book.trials,
+        winner=winner,
+        seconds=seconds,
+        cost=cost,
+        recorded=pending == 0,
     )
 
 
@@ -161,48 +176,50 @@ def search_params(search: SearchConfig) -> dict[str, Any]:
 # --- running -------------------------------------------------------------------------------------
 
 
-def _fit(search: SearchConfig, book: TrialBook, there: tuple[float, float]) -> None:
+def _fit(search: SearchConfig, watch: Watch, there: tuple[float, float]) -> None:
     """Run or resume the trials."""
     from ray import tune as ray_tune
 
-    from orchestrator.follow import Follow, following
+    from orchestrator.follow import Follow, Limit, following
+    from orchestrator.resume import TrialSource, saved_trials
     from orchestrator.schedulers import make_scheduler
     from orchestrator.searcher import SpaceSearcher
 
-    base = search.base
-    trainable = make_trainable(search)
+    base, alone = search.base, search.resources.workers == 1
     path = f"{base.storage_path}/{base.name}"
-    if ray_tune.Tuner.can_restore(path):  # Tune's own pickles, from our owner-only folder
-        tuner = ray_tune.Tuner.restore(path, trainable, resume_unfinished=True)
-    else:
-        tuner = ray_tune.Tuner(
-            trainable,
-            tune_config=ray_tune.TuneConfig(
-                metric=search.objective.scalar,
-                mode=search.objective.mode,
-                search_alg=SpaceSearcher(search),
-                scheduler=make_scheduler(search),
-                num_samples=search.total_trials,
-                max_concurrent_trials=concurrency(search, *there),
-                time_budget_s=search.budget.wall_time_s,
-                reuse_actors=search.resources.workers == 1,
-                trial_dirname_creator=trial_folder,
-            ),
-            run_config=ray_tune.RunConfig(
-                name=base.name,
-                storage_path=base.storage_path,
-                callbacks=[Follow(path)],
-                verbose=0,
-                checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
-                failure_config=ray_tune.FailureConfig(max_failures=1),
-            ),
+    saved = saved_trials(path)
+    watch.there, watch.concurrent = there, concurrency(search, *there)
+    source = TrialSource(
+        SpaceSearcher(search, again=watch.book.unsaved(len(saved))),
+        concurrent=watch.concurrent,
+        saved=saved,
+        closed=watch.over(),
+    )
+    # Tuner would bring back the settings of the search's first driver: not its larger number of
+    # trials, not its new budget.
+    with following(path, watch), watch.tuning():
+        ray_tune.run(
+            make_trainable(search),
+            name=base.name,
+            storage_path=base.storage_path,
+            metric=search.objective.scalar,
+            mode=search.objective.mode,
+            search_alg=source,
+            scheduler=make_scheduler(search),
+            num_samples=search.total_trials,
+            stop=Limit(path),
+            callbacks=[Follow(path)],
+            reuse_actors=alone,
+            trial_dirname_creator=trial_folder,
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=alone),
+            max_failures=1,
+            raise_on_failed_trial=False,
+            resume_config=ray_tune.ResumeConfig() if saved else None,
+            verbose=0,
         )
-    book.begin(search.budget.wall_time_s)
-    with following(path, book):
-        tuner.fit()
     # A search that had ended before makes no turn in which its trials would have been seen.
-    book.adopt(ray_tune.ExperimentAnalysis(path).trials or [])
-    book.end()
+    watch.book.adopt(saved_trials(path))
+    watch.book.end()
 
 
 def trial_folder(trial: Any) -> str:
@@ -261,11 +278,12 @@ def finish_search(
     trials: Sequence[Trial],
     winner: Trial | None,
     seconds: float,
+    cost: Cost,
     recorder: Recorder,
     artifacts: Mapping[str, str],
 ) -> None:
     """Close the search's own run with the winner's numbers, a note and its ``artifacts``."""
-    metrics = {"search.seconds": seconds, "search.trials": float(len(trials))}
+    metrics = {"search.seconds": seconds, "search.trials": float(len(trials))} | cost.metrics()
     tags = {"morel.state": "finished"}
     if winner is not None:
         metrics |= records.best_metrics(winner.last, records.evaluation_label(search.base))

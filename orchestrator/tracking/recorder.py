@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from morel_core.errors import MorelError
@@ -42,6 +42,28 @@ class Rejection:
 
     event: Event
     reason: str
+
+
+@dataclass
+class Past:
+    """A run as the journal had it when its recorder was made."""
+
+    parent: str | None = None
+    tags: dict[str, str] = field(default_factory=lambda: dict[str, str]())
+    """Of its start."""
+    state: str = ""
+    """The tag ``morel.state`` of its end; empty while it goes on."""
+    stop_reason: str = ""
+
+    def add(self, event: Event) -> None:
+        """Take in the run's next event."""
+        if event.kind == "start":
+            self.parent, self.tags = event.payload["parent"], event.payload["tags"]
+        elif event.kind == "epoch":
+            self.state = self.stop_reason = ""
+        elif "morel.state" in event.payload["tags"]:
+            self.state = event.payload["tags"]["morel.state"]
+            self.stop_reason = event.payload["stop_reason"]
 
 
 class Replay(NamedTuple):
@@ -86,7 +108,10 @@ class Recorder:
         self._last_error: str | None = None
         self._closing = False
         self._stopped = False
+        self.past: dict[str, Past] = {}
+        """The runs that the journal held on construction, by id."""
         for event in journal.events():
+            self.past.setdefault(event.run_id, Past()).add(event)
             self._enqueue(event)
         self._writer = threading.Thread(target=self._write, name="morel-recorder", daemon=True)
         self._writer.start()

@@ -9,6 +9,7 @@ from fake_tune import ATTACK, FakeTrial, checkpoint, epoch, report
 from rich.console import Console
 
 from orchestrator import progress
+from orchestrator.budget import Cost
 from orchestrator.progress import (
     SearchProgress,
     epoch_line,
@@ -59,7 +60,12 @@ def finished_search(search, book):
         f"test.robust.{ATTACK}_high": 0.65, "test.images": 359,
     }  # fmt: skip
     return SearchResult(
-        search=search, trials=book.trials, winner=winner, seconds=12.3, recorded=True
+        search=search,
+        trials=book.trials,
+        winner=winner,
+        seconds=12.3,
+        cost=Cost(wall_seconds=2.0, cpu_seconds=7200.0, gpu_seconds=1800.0),
+        recorded=True,
     )
 
 

@@ -9,6 +9,7 @@ from fake_tune import ATTACK
 from rich.console import Console
 
 from morel_core.config import RungConfig
+from orchestrator.budget import Cost
 from orchestrator.ladder import LadderConfig, VerifyConfig
 from orchestrator.progress import SearchProgress, search_summary, trial_table
 from orchestrator.selection import Verified, choose, ranked, summary_note, why_lost
@@ -222,7 +223,12 @@ def test_what_a_person_sees(verifying):
     assert "trial 1/4 point 1: it masks its gradients (90.0" in console.file.getvalue()
 
     result = SearchResult(
-        search=verifying, trials=trials, winner=trials[1], seconds=1.0, recorded=True
+        search=verifying,
+        trials=trials,
+        winner=trials[1],
+        seconds=1.0,
+        cost=Cost(wall_seconds=2.0, cpu_seconds=7200.0, gpu_seconds=1800.0),
+        recorded=True,
     )
     masked, winner, other, failed = (
         t["verified"] for t in json.loads(json.dumps(search_summary(result)))["trials"]

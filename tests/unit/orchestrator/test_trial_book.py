@@ -1,5 +1,6 @@
 """The driver's view of Tune's trials: a state machine, fed as Tune feeds its callbacks."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from orchestrator import trials
 from orchestrator.records import own_end
 from orchestrator.search_settings import SchedulerConfig
 from orchestrator.selection import choose
+from orchestrator.tracking import Journal, MemoryTracker, Recorder
 from orchestrator.trials import TrialBook
 
 
@@ -29,9 +31,7 @@ def view():
 
 @pytest.fixture
 def book(search, recorder, view):
-    book = TrialBook(search, recorder, view)
-    book.begin(None)
-    return book
+    return TrialBook(search, recorder, view)
 
 
 @pytest.fixture
@@ -44,6 +44,14 @@ def recorded(recorder, tracker):
         return [(e.kind, e.payload) for e in tracker.applied if e.run_id == run_id]
 
     return of
+
+
+@contextmanager
+def another_driver(search, recorder):
+    """The book of a driver that finds the journal of this one."""
+    later = Recorder(Journal(recorder._journal.root), MemoryTracker())
+    yield TrialBook(search, later, None)
+    later.close()
 
 
 @pytest.fixture
@@ -133,6 +141,7 @@ def test_final_numbers_and_tags(book, recorded):
         "morel.device": "cpu",
         "morel.checkpoint": "/storage/c",
     }
+    assert final["metrics"]["cost.cpu_seconds"] == 27.0
 
 
 def test_stopped_early_by_the_scheduler(book, recorded):
@@ -243,27 +252,22 @@ def test_an_end_heard_twice_is_recorded_once(book, recorded):
     assert [kind for kind, _ in recorded("hunt/t1")] == ["start", "epoch", "final"]
 
 
-def test_time_budget(book, now):
-    book.begin(60.0)
+def test_a_trial_that_somebody_stopped(book):
     tune_trial = FakeTrial()
     book.result(tune_trial, report(2))
-    now(1059.0)
-    stopped_before = FakeTrial("early", index=1)
-    book.result(stopped_before, report(3))
-    book.complete(stopped_before)
-    now(1060.0)
+    book.stopped_by_hand.add(book.run_id(tune_trial))
     book.complete(tune_trial)
-    assert [t.reason for t in book.trials] == [
-        "time budget spent at epoch 2",
-        "ASHA stopped it at epoch 3",
-    ]
+    assert (book.trials[0].state, book.trials[0].reason) == (
+        "stopped",
+        "stopped by morel stop at epoch 2",
+    )
 
 
-def test_what_was_done_when_the_budget_ended_is_finished(book, now):
-    book.begin(60.0)
+def test_what_was_done_when_it_was_to_be_stopped_is_finished(book):
     tune_trial = FakeTrial()
     book.result(tune_trial, report(9))
-    now(2000.0)
+    book.stopped_by_hand.add(book.run_id(tune_trial))
+    book.cut = "budget.wall_time_s spent"
     book.complete(tune_trial)
     assert book.trials[0].state == "finished"
 
@@ -273,9 +277,69 @@ def test_end_closes_what_still_seems_to_run(book, recorded):
     book.result(done, report(9))
     book.complete(done)
     book.result(running, report(4))
+    running.checkpoint = checkpoint("/storage/newest")
+    book.cut = "budget.gpu_hours spent"
     book.end()
     assert [t.state for t in book.trials] == ["finished", "stopped"]
-    assert recorded("hunt/b")[-1][1]["stop_reason"] == "time budget spent"
+    assert recorded("hunt/b")[-1][1]["stop_reason"] == "budget.gpu_hours spent at epoch 4"
+    assert recorded("hunt/b")[-1][1]["tags"]["morel.checkpoint"] == "/storage/newest"
+
+
+def test_seconds_that_a_trial_costs(book, now, recorded):
+    tune_trial = FakeTrial()
+    book.start(tune_trial)
+    (trial,) = book.trials
+    now(1004.0)
+    assert trial.held_until(1004.0) == 4.0
+    book.result(tune_trial, report(1, time_this_iter_s=3.0))
+    assert trial.held == 3.0  # what it says itself, without its start
+    now(1010.0)
+    tune_trial.status = "PENDING"  # lost, and to be tried again
+    book.adopt([tune_trial])
+    assert trial.held_until(2000.0) == 9.0
+    now(2000.0)
+    book.start(tune_trial)
+    book.result(tune_trial, report(1, time_this_iter_s=3.0))  # the epoch once more
+    assert trial.held == 12.0
+    now(2002.0)
+    book.end()
+    metrics = recorded("hunt/t1")[-1][1]["metrics"]
+    assert (metrics["cost.cpu_seconds"], metrics["cost.gpu_seconds"]) == (14.0, 0.0)
+
+
+def test_seconds_under_earlier_drivers_count(book):
+    book.held_before = {"hunt/t1": 50.0}
+    tune_trial = FakeTrial()
+    book.result(tune_trial, report(4, time_this_iter_s=3.0))
+    assert book.trials[0].held == 53.0
+
+
+def test_an_end_that_is_recorded_is_taken_as_it_is(book, search, recorder):
+    tune_trial = FakeTrial(status="TERMINATED", last_result=report(4))
+    book.result(tune_trial, report(4))
+    book.cut = "budget.cpu_hours spent"
+    book.end()
+    before = list(recorder._journal.events())
+    with another_driver(search, recorder) as second:
+        second.adopt([tune_trial])
+        assert [(t.state, t.reason, t.epoch) for t in second.trials] == [
+            ("stopped", "budget.cpu_hours spent at epoch 4", 4)
+        ]
+    assert list(recorder._journal.events()) == before
+
+
+def test_a_trial_that_was_cut_off_before_it_began_is_not_recorded(book):
+    book.adopt([FakeTrial(status="TERMINATED")])
+    assert book.trials == []
+
+
+def test_a_trial_that_was_not_saved_keeps_its_record_when_it_comes_again(book, search, recorder):
+    book.result(FakeTrial("a", 0), report(9))
+    book.result(FakeTrial("b", 1, k1=0.125), report(2))
+    with another_driver(search, recorder) as second:
+        assert second.unsaved(1) == {1: {"k1": 0.125, "objective.alpha": 0.01}}
+        assert second.start(FakeTrial("other", 1, k1=0.125)).run_id == "hunt/b"
+        assert second.start(FakeTrial("c", 2)).run_id == "hunt/c"
 
 
 def test_adopts_what_ended_before_this_driver_started(book, recorded):

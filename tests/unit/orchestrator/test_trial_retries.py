@@ -16,9 +16,7 @@ CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB.
 
 @pytest.fixture
 def book(search, recorder):
-    book = TrialBook(search, recorder, None)
-    book.begin(None)
-    return book
+    return TrialBook(search, recorder, None)
 
 
 @pytest.fixture

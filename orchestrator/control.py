@@ -1,0 +1,48 @@
+"""What any machine that sees a search's storage asks of its driver: one small file a request."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+
+from orchestrator import storage
+
+PAUSE = "pause.json"
+_STOP = re.compile(r"stop-(\d+)\.json")
+
+
+def ask_pause(folder: str) -> None:
+    """Ask the driver of the search in ``folder`` to end; its command goes on another time."""
+    _ask(folder, PAUSE)
+
+
+def ask_stop(folder: str, number: int) -> None:
+    """Ask the driver to end trial ``number``, counted from 1, for good."""
+    _ask(folder, f"stop-{number}.json")
+
+
+def pause_asked(names: list[str]) -> bool:
+    """Whether `requests` hold one to pause."""
+    return PAUSE in names
+
+
+def stops_asked(names: list[str]) -> set[int]:
+    """Numbers of the trials that `requests` want stopped."""
+    return {int(match[1]) for name in names if (match := _STOP.fullmatch(name))}
+
+
+def requests(folder: str) -> list[str]:
+    """Names of all requests; whatever else lies there is not looked at."""
+    return storage.names(f"{folder}/control")
+
+
+def forget_pause(folder: str) -> None:
+    """It was heard, or nobody was there to hear it."""
+    storage.delete(f"{folder}/control/{PAUSE}")
+
+
+def _ask(folder: str, name: str) -> None:
+    content = {"time": time.time(), "host": socket.gethostname()}
+    storage.write(f"{folder}/control/{name}", json.dumps(content).encode())
