@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from morel_core.data import load_data
@@ -54,7 +54,7 @@ class SearchResult:
     """Of this command."""
     recorded: bool
     """False if MLflow lacks something that waits in the journal."""
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     """Of all commands of this search."""
 
 

@@ -61,7 +61,7 @@ class Past:
             self.parent, self.tags = event.payload["parent"], event.payload["tags"]
         elif event.kind == "epoch":
             self.state = self.stop_reason = ""
-        elif "morel.state" in event.payload["tags"]:
+        elif event.kind == "final" and "morel.state" in event.payload["tags"]:
             self.state = event.payload["tags"]["morel.state"]
             self.stop_reason = event.payload["stop_reason"]
 
