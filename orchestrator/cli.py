@@ -23,7 +23,7 @@ exit codes:
   0    done
   1    something failed that was not foreseen (--debug shows the traceback)
   2    wrong input or a missing resource: one line on standard error says what to do
-  3    the run diverged, or no trial of the search was measured
+  3    the run diverged, no trial of the search was measured, or a campaign lacks replicates
   130  interrupted; the same command with the same name=… goes on
 """
 OVERRIDES = """\
@@ -94,13 +94,22 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("space", help="search space by name (demo, smoke, loss_weights, …) or file")
     force_option(tune)
 
+    campaign = add(
+        commands, "campaign", campaign_command, "compare methods: tune each, replicate, test"
+    )
+    campaign.add_argument("file", help="campaign by name (paper_comparison, ablation) or file")
+    campaign.add_argument(
+        "--dry-run", action="store_true", help="print methods, trials and replicates, start nothing"
+    )
+    force_option(campaign)
+
     evaluate_options(
         add(commands, "evaluate", evaluate_command, "measure the robust accuracy of a network")
     )
 
     compare = add(commands, "compare", compare_command, "table of recorded runs, from MLflow")
     compare.add_argument("experiment", nargs="?", help="MLflow experiment; default: morel")
-    compare.add_argument("--search", help="only this search's trials")
+    compare.add_argument("--search", help="only the trials of this search or campaign")
     compare.add_argument(
         "--sort", default="robust_accuracy",
         help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
@@ -264,6 +273,27 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         print_search(results, result)
     return 0 if result.winner is not None else 3
+
+
+def campaign_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel campaign``."""
+    from orchestrator.campaign import view
+    from orchestrator.campaign.definition import load_campaign, plan
+    from orchestrator.campaign.run import run_campaign
+
+    progress, results = consoles(arguments)
+    campaign = load_campaign(arguments.file, overrides)
+    if arguments.dry_run:
+        planned = plan(campaign)
+        print(json.dumps(planned)) if arguments.json else view.print_plan(results, planned)
+        return 0
+    shown = view.CampaignProgress(progress)
+    result = run_campaign(campaign, view=shown, force_code=arguments.force_code)
+    if arguments.json:
+        print(json.dumps(view.campaign_summary(result)))
+    else:
+        view.print_report(results, result)
+    return 0 if result.report.complete else 3
 
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:

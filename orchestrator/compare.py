@@ -66,7 +66,7 @@ class RunRecord:
     parent_mlflow_id: str | None
     name: str
     kind: str
-    """search, trial or train."""
+    """search, trial, train or campaign."""
     search: str | None
     status: str
     """RUNNING, FINISHED, FAILED or KILLED."""
@@ -148,6 +148,8 @@ class Row:
     stopped: str
     status: str
     baseline: str | None
+    method: str | None
+    """Of a campaign."""
     params: dict[str, str]
     """Those that differ between the runs of the table."""
 
@@ -168,8 +170,8 @@ def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunR
     Args:
         uri: the tracking URI.
         experiment: its name.
-        search: only this search and its trials. Where several searches have used the name, the
-            one that began last.
+        search: only this search and its trials, or all of this campaign. Where several searches
+            have used the name, the one that began last.
 
     Raises:
         MorelError: MLflow does not answer, or the experiment or search is unknown.
@@ -228,21 +230,22 @@ def _record(run: Run) -> RunRecord:
 
 
 def _of_search(runs: list[RunRecord], search: str, experiment: str) -> list[RunRecord]:
-    members = [run for run in runs if run.search == search]
+    campaigns = [run for run in runs if run.tags.get("morel.campaign") == search]
+    members = [run for run in runs if run.search == search] or campaigns
     if not members:
         known = sorted({run.search for run in runs if run.search})
         raise MorelError(
             f"search {search!r} is not in experiment {experiment!r}: {suggestion(search, known)}"
         )
     parents = [run for run in members if run.kind == "search"]
-    if len(parents) < 2:
+    if campaigns or len(parents) < 2:
         return members
     last = parents[-1].mlflow_id
     return [run for run in members if last in (run.mlflow_id, run.parent_mlflow_id)]
 
 
 def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -> Comparison:
-    """The trials and trainings among ``runs`` as rows; searches themselves have no numbers.
+    """The trials and trainings among ``runs`` as rows; searches and campaigns have no numbers.
 
     The highest accuracy comes first, otherwise the lowest value or the first name; what was not
     measured comes last. Robust accuracies of different attacks are never ranked against each other.
@@ -250,7 +253,7 @@ def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -
     """
     if sort not in get_args(Sort):
         raise ConfigError("sort", sort, f"one of {', '.join(get_args(Sort))}")
-    shown_runs = [run for run in runs if run.kind != "search"]
+    shown_runs = [run for run in runs if run.kind not in ("search", "campaign")]
     params = _varied(shown_runs)
     holdout_attacks = _by_frequency(run.robust("holdout") for run in shown_runs)
     test_attacks = _by_frequency(run.robust("test") for run in shown_runs)
@@ -311,6 +314,7 @@ def _row(
         stopped=run.stop_reason,
         status=run.status,
         baseline=run.tags.get("morel.baseline"),
+        method=run.tags.get("morel.method"),
         params={key: run.params[key] for key in params if key in run.params},
     )
 
@@ -361,6 +365,8 @@ def _columns(table: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
     ]
     if any(row.baseline for row in table.rows):
         columns.append(("baseline", lambda row: row.baseline or ""))
+    if any(row.method for row in table.rows):
+        columns.append(("method", lambda row: row.method or ""))
     columns += [(key, lambda row, key=key: _short(row.params.get(key, ""))) for key in table.params]
     return columns
 

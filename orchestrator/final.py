@@ -56,10 +56,14 @@ def chosen(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) 
         case "winner":
             return [winner] if winner is not None else []
         case "all":
-            ended = ("finished", "stopped")
-            return [t for t in trials if t.state in ended and t.measured and t.checkpoint]
+            return [t for t in trials if _ended(t) and t.measured and t.checkpoint]
         case "none":
             return []
+
+
+def _ended(trial: Trial) -> bool:
+    """Whether it came to an end of its own: the guard's too, before which it had a best network."""
+    return trial.state == "finished" or bool(trial.last.get("catastrophic_overfitting"))
 
 
 def _start(search: SearchConfig, trial: Trial) -> Any:

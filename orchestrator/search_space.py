@@ -7,7 +7,8 @@ reported in one line that names the file, the key, the value and what is allowed
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -101,14 +102,21 @@ def load_search(name_or_path: str, overrides: Sequence[str] = ()) -> SearchConfi
     search_items, run_items = split_overrides(overrides)
     given, run_given = parse_overrides(search_items), parse_overrides(run_items)
     mapping = read_yaml(path)
-    try:
+    if "methods" in mapping:
+        raise MorelError(f"{source}: compares methods: a campaign runs with morel campaign")
+    with placed(source, given | run_given):
         for key in sorted(given, key=lambda key: (not key.endswith(".name"), key)):
             put(mapping, key, given[key])
         return check_search(path.stem, source, mapping, run_given)
+
+
+@contextmanager
+def placed(source: str, given: Mapping[str, Any]) -> Generator[None]:
+    """Inside, an error says where it stands: on the command line, for keys ``given`` there."""
+    try:
+        yield
     except ConfigError as error:
-        typed = any(
-            error.key == key or error.key.startswith(f"{key}.") for key in given | run_given
-        )
+        typed = any(error.key == key or error.key.startswith(f"{key}.") for key in given)
         place = "command line" if typed else source
         raise ConfigError(f"{place}: {error.key}", error.value, error.allowed) from None
     except MorelError as error:

@@ -39,7 +39,7 @@ def build_parameters(entries: Mapping[str, Any]) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = {}
     for name, entry in entries.items():
         where = f"parameters.{name}"
-        _check_searchable(name)
+        check_searchable(name)
         entry = dict(section_of(entry, where))
         kind = entry.pop("type", None)
         if kind not in KINDS:
@@ -62,7 +62,7 @@ def required_fields(cls: type) -> list[str]:
     ]
 
 
-def _check_searchable(name: str) -> None:
+def check_searchable(name: str) -> None:
     """Refuse what must be the same for every trial."""
     section, _, rest = name.partition(".")
     selects = section == "evaluation" or (section == "data" and rest in FIXED_DATA)

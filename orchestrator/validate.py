@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from morel_core.config import ExperimentConfig
 from morel_core.data import Dataset
 from morel_core.errors import check
 from morel_core.models import build_net
+from orchestrator.campaign.definition import CampaignConfig, load_campaign, plan
 from orchestrator.config import compose, packaged, read_yaml, run_key
 from orchestrator.search_space import load_search
 
+Kind = Literal["recipe", "search", "campaign"]
 
-def is_search(name_or_path: str) -> bool:
-    """Whether a name or file is a search space: those have ``parameters``."""
-    if name_or_path in packaged("search_spaces"):
-        return True
-    path = Path(name_or_path)
-    return path.is_file() and "parameters" in read_yaml(path)
+
+def kind_of(name_or_path: str) -> Kind:
+    """What a name or file holds: campaigns have ``methods``, searches ``parameters``."""
+    path = packaged("search_spaces").get(name_or_path, Path(name_or_path))
+    content = read_yaml(path) if path.is_file() else {}
+    if "methods" in content:
+        return "campaign"
+    return "search" if "parameters" in content else "recipe"
 
 
 def validate(names: Sequence[str], overrides: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -51,14 +56,26 @@ def check_fits(config: ExperimentConfig, data: Dataset) -> None:
 
 
 def _check(name: str, overrides: Sequence[str]) -> dict[str, str]:
-    if is_search(name):
+    kind = kind_of(name)
+    if kind == "campaign":
+        summary = _campaign_summary(load_campaign(name, overrides))
+        return {"file": name, "kind": kind, "summary": summary}
+    if kind == "search":
         search = load_search(name, overrides)
         varied = ", ".join(search.space.parameters)
         summary = f"search, {search.total_trials} trials of {search.recipe!r} over {varied}"
-        return {"file": name, "kind": "search", "summary": summary}
+        return {"file": name, "kind": kind, "summary": summary}
     config = compose(name, overrides)
     summary = (
         f"recipe, {config.model.name} on {config.data.name}, {config.objective.accuracy}, "
         f"{config.training.epochs} epochs, key {run_key(config)}"
     )
-    return {"file": name, "kind": "recipe", "summary": summary}
+    return {"file": name, "kind": kind, "summary": summary}
+
+
+def _campaign_summary(campaign: CampaignConfig) -> str:
+    trials = plan(campaign)["trials"]
+    return (
+        f"campaign, {len(campaign.methods)} methods of {campaign.recipe!r}, {trials} trials of "
+        f"tuning, {len(campaign.seeds)} seeds each"
+    )

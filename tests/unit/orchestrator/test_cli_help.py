@@ -7,7 +7,7 @@ import pytest
 from morel_core.errors import MorelError
 from orchestrator import cli
 
-COMMANDS = ["train", "tune", "evaluate", "compare", "validate"]
+COMMANDS = ["train", "tune", "campaign", "evaluate", "compare", "validate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

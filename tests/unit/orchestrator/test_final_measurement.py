@@ -12,6 +12,7 @@ from orchestrator.search_space import load_search
 from orchestrator.trials import Trial
 
 MEASURED = {"best_epoch": 2.0, "epoch": 2}
+GUARDED = MEASURED | {"catastrophic_overfitting": 1.0}
 
 
 def make(number, state="finished", **changes):
@@ -25,8 +26,9 @@ def asking(trials, attacks=()):
 
 
 def test_who_meets_the_test_set():
-    good, early, worse = make(1), make(2, "stopped"), make(3)
+    good, early, worse = make(1), make(2, "stopped", last=GUARDED), make(3)
     lost = [make(4, "diverged"), make(5, "failed", checkpoint=None), make(6, last={})]
+    lost.append(make(7, "stopped"))  # by a person
     trials = [good, early, worse, *lost]
     assert final.chosen(asking("winner"), trials, worse) == [worse]
     assert final.chosen(asking("winner"), trials, None) == []

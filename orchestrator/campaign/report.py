@@ -1,0 +1,454 @@
+"""The report of a campaign: the paper's table, paired differences, and what they can resolve.
+
+Everything is computed from the replicates' numbers on the test set. Intervals and p-values are over
+seeds: they speak of training again, on the same data and the same test images.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from morel_core.statistics import (
+    LEVEL,
+    MeanT,
+    PairedT,
+    detectable_mean_difference,
+    holm,
+    mean_t,
+    paired_t,
+)
+from orchestrator.campaign.definition import CampaignConfig
+from orchestrator.campaign.outcomes import Cost, MethodOutcome, Replicate, Tuning
+from orchestrator.config import flatten
+from orchestrator.evaluation_view import duration
+from orchestrator.records import environment_tags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What was written down before the first trial."""
+
+    sha256: str
+    """Of methods, pairs, seeds, primary number, tuning and base run, as JSON."""
+    time: str
+    """UTC."""
+    commit: str
+    code: str
+    """Hash of `morel_core`'s sources and torch's version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One method of the table."""
+
+    method: str
+    given: dict[str, Any]
+    """The dotted settings that make it."""
+    tuning: Tuning | None
+    replicates: list[Replicate]
+    replicates_cost: Cost | None
+    measured: int
+    """Replicates with numbers on the test set."""
+    means: dict[str, MeanT | None]
+    """Recorded metric → its mean over them; None with fewer than two."""
+    lost: list[str]
+    """Replicates without numbers, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """First less second, over the seeds under which both have numbers."""
+
+    first: str
+    second: str
+    seeds: list[int]
+    left_out: list[int]
+    """Seeds under which one of the two has no numbers."""
+    primary: PairedT | None
+    """None with fewer than two pairs."""
+    p_holm: float | None
+    detectable: float | None
+    """Smallest true difference that so many seeds with this spread find in four of five cases."""
+    others: dict[str, PairedT | None]
+    """The other metrics, not corrected for being several."""
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A campaign's results."""
+
+    campaign: str
+    description: str
+    registration: Registration
+    primary: str
+    """The metric that the comparisons are about."""
+    metrics: list[str]
+    seeds: list[int]
+    num_images: int | None
+    """Of the test set; None if nothing was measured."""
+    methods: list[MethodRow]
+    comparisons: list[Comparison]
+    notes: list[str]
+    environment: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every method has numbers under every seed."""
+        return all(row.measured == len(self.seeds) for row in self.methods)
+
+
+def build_report(
+    campaign: CampaignConfig, registration: Registration, outcomes: Mapping[str, MethodOutcome]
+) -> Report:
+    """The report of what was found; a method or seed without numbers is named, never dropped."""
+    rows = [_row(campaign, method, outcome) for method, outcome in outcomes.items()]
+    by_method = {row.method: row for row in rows}
+    images = [r.test["test.images"] for row in rows for r in row.replicates if r.test]
+    environment = {
+        "device": ", ".join(sorted({r.device for row in rows for r in row.replicates})),
+        **{key.removeprefix("morel."): value for key, value in environment_tags().items()},
+    }
+    return Report(
+        campaign=campaign.name,
+        description=campaign.description,
+        registration=registration,
+        primary=campaign.primary_metric,
+        metrics=campaign.metrics,
+        seeds=campaign.seeds,
+        num_images=int(images[0]) if images else None,
+        methods=rows,
+        comparisons=compare_pairs(campaign, by_method),
+        notes=_notes(campaign),
+        environment=environment,
+    )
+
+
+def _row(campaign: CampaignConfig, method: str, outcome: MethodOutcome) -> MethodRow:
+    found = outcome.replicates
+    runs = {run.seed: run for run in found.runs} if found else {}
+    measured = [run for run in runs.values() if run.test]
+    if found is None:
+        lost = ["no replicates: no trial of its tuning was measured"]
+    else:
+        lost = [
+            f"seed {seed}: {runs[seed].lost if seed in runs else 'not trained'}"
+            for seed in campaign.seeds
+            if seed not in runs or not runs[seed].test
+        ]
+    return MethodRow(
+        method=method,
+        given=flatten(campaign.methods[method] or {}),
+        tuning=outcome.tuning,
+        replicates=list(runs.values()),
+        replicates_cost=found.cost if found else None,
+        measured=len(measured),
+        means={
+            metric: mean_t([run.test[metric] for run in measured]) if len(measured) > 1 else None
+            for metric in campaign.metrics
+        },
+        lost=lost,
+    )
+
+
+def compare_pairs(campaign: CampaignConfig, rows: Mapping[str, MethodRow]) -> list[Comparison]:
+    """Every planned pair; a pair that cannot be compared still counts in Holm's correction."""
+    tests: list[PairedT | None] = []
+    shared: list[list[int]] = []
+    for first, second in campaign.pairs.items():
+        numbers = [_numbers(rows[method], campaign.primary_metric) for method in (first, second)]
+        shared.append([seed for seed in campaign.seeds if all(seed in n for n in numbers)])
+        tests.append(_paired(rows[first], rows[second], campaign.primary_metric))
+    corrected = holm([test.p_value if test else 1.0 for test in tests])
+    comparisons: list[Comparison] = []
+    for (first, second), seeds, test, p in zip(
+        campaign.pairs.items(), shared, tests, corrected, strict=True
+    ):
+        detectable = detectable_mean_difference(test.num_seeds, test.deviation) if test else None
+        comparison = Comparison(
+            first=first,
+            second=second,
+            seeds=seeds,
+            left_out=[seed for seed in campaign.seeds if seed not in seeds],
+            primary=test,
+            p_holm=p if test else None,
+            detectable=detectable,
+            others={
+                metric: _paired(rows[first], rows[second], metric)
+                for metric in campaign.metrics
+                if metric != campaign.primary_metric
+            },
+            sentence="",
+        )
+        text = sentence(comparison, campaign.primary_metric, len(tests))
+        comparisons.append(dataclasses.replace(comparison, sentence=text))
+    return comparisons
+
+
+def _numbers(row: MethodRow, metric: str) -> dict[int, float]:
+    return {run.seed: run.test[metric] for run in row.replicates if run.test}
+
+
+def _paired(first: MethodRow, second: MethodRow, metric: str) -> PairedT | None:
+    a, b = _numbers(first, metric), _numbers(second, metric)
+    seeds = [seed for seed in a if seed in b]
+    return paired_t([a[s] for s in seeds], [b[s] for s in seeds]) if len(seeds) > 1 else None
+
+
+def sentence(comparison: Comparison, metric: str, count: int) -> str:
+    """What a reader may quote; ``count`` comparisons were planned."""
+    first, second, test = comparison.first, comparison.second, comparison.primary
+    if test is None or comparison.p_holm is None or comparison.detectable is None:
+        return f"{first} and {second} are not compared: fewer than two seeds have both."
+    what = f"{metric_name(metric)} over {test.num_seeds} seeds"
+    interval = f"95 % interval {signed(test.low)} to {signed(test.high)} points"
+    corrected = f" after Holm's correction for {count} comparisons" if count > 1 else ""
+    p = f"p = {p_text(comparison.p_holm)}{corrected}".replace("= <", "<")
+    if comparison.p_holm <= LEVEL:
+        word = "higher" if test.difference > 0 else "lower"
+        size = f"{100 * abs(test.difference):.2f} points {word}"
+        return f"{first} is {size} than {second} in {what} ({interval}; {p})."
+    return (
+        f"No difference between {first} and {second} in {what} is shown "
+        f"({signed(test.difference)} points, {interval}; {p}): differences within that interval "
+        f"cannot be excluded, and one smaller than {100 * comparison.detectable:.2f} points would "
+        "have been missed more often than in one of five campaigns like this."
+    )
+
+
+def _notes(campaign: CampaignConfig) -> list[str]:
+    tuned = (
+        "Each method's setting was chosen by its own search, with the same number of trials, on "
+        "the held-out split; the test set served no choice."
+        if campaign.tuned
+        else "Nothing was tuned: each method was trained as it is given."
+    )
+    return [
+        tuned,
+        "Intervals and p-values are over seeds (t-distribution; pairs share their seed): they "
+        "speak of training again on this data, not of other test images.",
+        "p is corrected by Holm's rule over all planned comparisons of the primary number; "
+        "differences of the others are not corrected.",
+        "Detectable: the smallest true difference that a campaign with as many seeds and the "
+        "observed spread finds in four of five cases (before Holm's correction).",
+        "Replicates without numbers are left out of the means, and their pairs of the "
+        "differences, which favours a method that sometimes fails.",
+    ]
+
+
+def report_metrics(report: Report) -> dict[str, float]:
+    """The report's numbers for its run in MLflow."""
+    metrics: dict[str, float] = {}
+    for row in report.methods:
+        for name, mean in row.means.items():
+            if mean is not None:
+                metrics |= {
+                    f"mean.{row.method}.{name}": mean.mean,
+                    f"std.{row.method}.{name}": mean.deviation,
+                }
+    for pair in report.comparisons:
+        if pair.primary is not None and pair.p_holm is not None:
+            key = f"difference.{pair.first}-{pair.second}.{report.primary}"
+            metrics |= {
+                key: pair.primary.difference,
+                f"{key}_low": pair.primary.low,
+                f"{key}_high": pair.primary.high,
+                f"{key}_p_holm": pair.p_holm,
+            }
+    return metrics
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def metric_name(metric: str) -> str:
+    """``robust accuracy (pgd20_linf_0.1)`` for ``test.robust.pgd20_linf_0.1``."""
+    attack = metric.removeprefix("test.robust.")
+    return "clean accuracy" if metric == "test.clean" else f"robust accuracy ({attack})"
+
+
+def signed(value: float) -> str:
+    """Points with their sign: ``+1.25``."""
+    return f"{100 * value:+.2f}"
+
+
+def p_text(p: float) -> str:
+    """``0.031``, or ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def spent(cost: Cost | None) -> str:
+    """``3 min 12 s CPU``."""
+    return f"{duration(cost.device_seconds)} {cost.device}" if cost else "–"
+
+
+def method_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: per cent, mean ± standard deviation [95 % interval of the mean]."""
+
+    def cell(row: MethodRow, metric: str) -> str:
+        mean = row.means[metric]
+        if mean is None:
+            values = [100 * value for value in _numbers(row, metric).values()]
+            return f"{values[0]:.2f} (one seed)" if values else "–"
+        center, spread = 100 * mean.mean, 100 * mean.deviation
+        return f"{center:.2f} ± {spread:.2f} [{100 * mean.low:.2f}, {100 * mean.high:.2f}]"
+
+    heading = [
+        "method",
+        *(f"{metric_name(m)} %{' *' if m == report.primary else ''}" for m in report.metrics),
+        "seeds",
+        "tuning",
+        "replicates",
+    ]
+    rows = [
+        [
+            row.method,
+            *(cell(row, metric) for metric in report.metrics),
+            f"{row.measured} of {len(report.seeds)}",
+            f"{row.tuning.trials} trials, {spent(row.tuning.cost)}" if row.tuning else "–",
+            spent(row.replicates_cost),
+        ]
+        for row in report.methods
+    ]
+    return heading, rows
+
+
+def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: points, first less second."""
+
+    def interval(test: PairedT | None) -> str:
+        if test is None:
+            return "–"
+        return f"{signed(test.difference)} [{signed(test.low)}, {signed(test.high)}]"
+
+    others = [metric for metric in report.metrics if metric != report.primary]
+    heading = [
+        "difference",
+        f"{metric_name(report.primary)} *",
+        "p",
+        f"p (Holm, {len(report.comparisons)})",
+        "detectable",
+        "pairs",
+        *(metric_name(metric) for metric in others),
+    ]
+    rows = [
+        [
+            f"{pair.first} − {pair.second}",
+            interval(pair.primary),
+            p_text(pair.primary.p_value) if pair.primary else "–",
+            p_text(pair.p_holm) if pair.p_holm is not None else "–",
+            f"{100 * pair.detectable:.2f}" if pair.detectable is not None else "–",
+            f"{len(pair.seeds)} of {len(report.seeds)}",
+            *(interval(pair.others[metric]) for metric in others),
+        ]
+        for pair in report.comparisons
+    ]
+    return heading, rows
+
+
+def settings_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Heading and rows: what makes each method, and what its tuning chose."""
+
+    def listed(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key} = {_short(value)}" for key, value in values.items()) or "–"
+
+    heading = ["method", "is", "chosen by tuning"]
+    rows = [
+        [row.method, listed(row.given), listed(row.tuning.settings) if row.tuning else "–"]
+        for row in report.methods
+    ]
+    return heading, rows
+
+
+def lost_lines(report: Report) -> list[str]:
+    """Every replicate without numbers, and every pair that therefore is missing."""
+    lines = [f"{row.method}, {why}" for row in report.methods for why in row.lost]
+    for pair in report.comparisons:
+        if pair.left_out:
+            seeds = ", ".join(map(str, pair.left_out))
+            lines.append(f"{pair.first} − {pair.second}: left out seed {seeds}")
+    return lines
+
+
+def head_lines(report: Report) -> list[str]:
+    """What was fixed beforehand, in sentences."""
+    fixed, seeds = report.registration, ", ".join(map(str, report.seeds))
+    images = "no" if report.num_images is None else f"{report.num_images}"
+    return [
+        f"Primary number (*): {metric_name(report.primary)} on {images} test images, each "
+        f"network measured once; seeds {seeds}, the same for every method.",
+        f"Fixed beforehand: {fixed.time}, SHA-256 {fixed.sha256[:16]}, commit "
+        f"{_short_commit(fixed)}, code {fixed.code}.",
+    ]
+
+
+def _short_commit(fixed: Registration) -> str:
+    commit, _, dirty = fixed.commit.partition("-")
+    return f"{commit[:12]}{dirty and ' with changes'}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_short(entry) for entry in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def to_markdown(report: Report) -> str:
+    """The whole report."""
+    lost = lost_lines(report)
+    parts = [
+        f"# {report.campaign}",
+        *([report.description] if report.description else []),
+        *head_lines(report),
+        _markdown(*method_table(report)),
+        "Per cent: mean ± standard deviation over seeds [95 % interval of the mean].",
+        _markdown(*comparison_table(report)),
+        "Points, first less second [95 % interval].",
+        _bullets([pair.sentence for pair in report.comparisons]),
+        *(["Without numbers:", _bullets(lost)] if lost else []),
+        _markdown(*settings_table(report)),
+        _bullets(report.notes),
+        f"Device: {report.environment['device']}; torch {report.environment['version.torch']}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_json(report: Report) -> str:
+    """The whole report, unrounded; accuracies in [0, 1]."""
+    return json.dumps(dataclasses.asdict(report), indent=2)
+
+
+def to_csv(report: Report) -> str:
+    """One line a replicate, unrounded: what all else can be computed from."""
+    stream = io.StringIO()
+    fields = ["method", "seed", "run_id", "lost", *report.metrics, "seconds", "device"]
+    writer = csv.DictWriter(stream, fields, lineterminator="\n", restval="")
+    writer.writeheader()
+    for row in report.methods:
+        for run in row.replicates:
+            numbers = {metric: run.test[metric] for metric in report.metrics if run.test}
+            about = {"run_id": run.run_id, "lost": run.lost, "device": run.device}
+            writer.writerow(
+                {"method": row.method, "seed": run.seed, "seconds": run.seconds, **about, **numbers}
+            )
+    return stream.getvalue()
+
+
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    # A star would be read as the beginning of emphasis, a bar as the end of a cell.
+    cells = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
