@@ -76,6 +76,8 @@ class RunRecord:
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    dataset: str | None = None
+    """First 36 characters of its data's fingerprint, if that was recorded."""
 
     @property
     def stop_reason(self) -> str:
@@ -226,6 +228,9 @@ def _record(run: Run) -> RunRecord:
         params=run.data.params,
         metrics=run.data.metrics,
         tags=tags,
+        dataset=next((d.dataset.digest for d in run.inputs.dataset_inputs), None)
+        if run.inputs
+        else None,
     )
 
 

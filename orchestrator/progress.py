@@ -125,6 +125,10 @@ class SearchProgress:
         if self.console.is_terminal:
             self.live.stop()
 
+    def say(self, line: str) -> None:
+        """See `orchestrator.trials.View`."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def update(self, trials: Sequence[Trial]) -> None:
         """See `orchestrator.trials.View`."""
         if self.console.is_terminal:

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from morel_core.ladder import Ladder
@@ -19,6 +19,7 @@ from orchestrator.failures import FAILED
 from orchestrator.parameters import SearchSpace, Values
 from orchestrator.samplers import make_sampler
 from orchestrator.search_space import SearchConfig
+from orchestrator.warm_start import KnownTrial
 
 UNFINISHED = "unfinished"
 """The constraint that a trial misses which did not come to its own end."""
@@ -58,14 +59,14 @@ class SpaceSearcher(Searcher):
 
     Args:
         config: the search.
-        known: trials of earlier searches, as `orchestrator.warm_start` finds them, to learn from.
+        known: trials of earlier searches to learn from; they are none of this search's own.
         again: points by index that a killed driver had begun and not saved: the same come again.
     """
 
     def __init__(
         self,
         config: SearchConfig,
-        known: Sequence[FrozenTrial] = (),
+        known: Sequence[KnownTrial] = (),
         again: Mapping[int, Values] | None = None,
     ) -> None:
         super().__init__(metric=config.objective.scalar, mode=config.objective.mode)
@@ -88,7 +89,8 @@ class SpaceSearcher(Searcher):
             sampler=make_sampler(config),
             pruner=optuna.pruners.NopPruner(),  # Tune's scheduler decides who stops
         )
-        self._study.add_trials(known)
+        for trial in known:
+            self._tell(OpenTrial(*self._ask(trial.params, trial.params)), trial.report)
 
     def suggest(self, trial_id: str) -> Any:  # Ray's annotation forgets its own FINISHED
         """The next trial's config, or `Searcher.FINISHED`."""
@@ -140,13 +142,7 @@ class SpaceSearcher(Searcher):
         entry = self._open.pop(trial_id, None)
         if entry is None:
             return
-        found = None if error else self._values(entry, result)
-        if found is None:
-            self._study.tell(entry.trial, state=TrialState.FAIL)
-        else:
-            for name, miss in self._misses(entry, result, found).items():
-                entry.trial.set_constraint(name, miss)
-            self._study.tell(entry.trial, found)
+        self._tell(entry, result, error=error)
         if error:
             self._failed[trial_id] = entry.params
 
@@ -170,6 +166,15 @@ class SpaceSearcher(Searcher):
             self._study.enqueue_trial(sampled)
         trial = self._study.ask()
         return trial, self._space.suggest(trial, fixed)
+
+    def _tell(self, entry: OpenTrial, result: Mapping[str, Any], *, error: bool = False) -> None:
+        found = None if error else self._values(entry, result)
+        if found is None:
+            self._study.tell(entry.trial, state=TrialState.FAIL)
+            return
+        for name, miss in self._misses(entry, result, found).items():
+            entry.trial.set_constraint(name, miss)
+        self._study.tell(entry.trial, found)
 
     def _values(self, entry: OpenTrial, result: Mapping[str, Any]) -> list[float] | None:
         """What the trial reached; None if that means nothing."""

@@ -97,6 +97,10 @@ class View(Protocol):
         """Something changed; with no trials yet, Ray is starting."""
         ...
 
+    def say(self, line: str) -> None:
+        """Something about the whole search."""
+        ...
+
 
 class TrialBook:
     """Follows Tune's trials in the driver: into the journal, and onto the screen."""

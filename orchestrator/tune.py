@@ -26,10 +26,11 @@ from orchestrator.identity import check_identity
 from orchestrator.ladder import milestones
 from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.selection import choose, summary_note
-from orchestrator.tracking import Recorder
+from orchestrator.tracking import DatasetPayload, Recorder
 from orchestrator.trials import Trial, TrialBook, View
 from orchestrator.validate import check_fits
 from orchestrator.verify import record_verified, verify_candidates
+from orchestrator.warm_start import Known, KnownTrial, known_trials
 from orchestrator.watch import Watch
 
 # A resumed search may run elsewhere; what it searches stays.
@@ -88,15 +89,17 @@ def tune(
         may_grow=MAY_GROW,
         force_code=force_code,
     )
+    dataset = records.dataset_record(base, data)
     recorder = records.open_recorder(base)
     started = time.perf_counter()
     search_id = str(base.name)
     front = FrontRecord(search, recorder)
     book = TrialBook(search, recorder, view, on_end=front.add)
     watch = Watch(book)
-    if view is not None:
-        view.update([])  # Ray takes some seconds to start
     try:
+        known = _known(search, view, dataset)
+        if view is not None:
+            view.update([])  # Ray takes some seconds to start
         # Without the dashboard a stopped multi-worker trial would keep its CPUs (ray#54305).
         with (
             ray_session(base, dashboard=base.scaling.num_workers > 1) as there,
@@ -110,12 +113,17 @@ def tune(
                 parent=search.parent,
                 params=search_params(search),
                 config={"search": definition(search), "base": to_dict(base)},
-                tags=records.run_tags(base, "search") | {"morel.search": search_id} | search.tags,
-                dataset=records.dataset_record(base, data),
+                tags={
+                    **records.run_tags(base, "search"),
+                    "morel.search": search_id,
+                    **({"morel.warm_start": "\n".join(known.lines)} if known.lines else {}),
+                    **search.tags,
+                },
+                dataset=dataset,
             )
             check_resources(search, *there)
             with front.kept_up():
-                _fit(search, watch, there)
+                _fit(search, watch, there, known.trials)
             watch.state = "verifying"
             if search.ladder.verify.top:
                 verify_candidates(search, book)
@@ -176,8 +184,26 @@ def search_params(search: SearchConfig) -> dict[str, Any]:
 # --- running -------------------------------------------------------------------------------------
 
 
-def _fit(search: SearchConfig, watch: Watch, there: tuple[float, float]) -> None:
-    """Run or resume the trials."""
+def _known(search: SearchConfig, view: View | None, dataset: DatasetPayload) -> Known:
+    """What a search that begins learns from earlier ones; a resumed one knows it already."""
+    from orchestrator.resume import saved_trials
+
+    if not search.warm_start or saved_trials(f"{search.base.storage_path}/{search.base.name}"):
+        return Known([], [])
+    known = known_trials(search, dataset)
+    if view is not None:
+        for line in known.lines:
+            view.say(line)
+    return known
+
+
+def _fit(
+    search: SearchConfig,
+    watch: Watch,
+    there: tuple[float, float],
+    known: Sequence[KnownTrial],
+) -> None:
+    """Run or resume the trials; one that begins learns from those of earlier searches."""
     from ray import tune as ray_tune
 
     from orchestrator.follow import Follow, Limit, following
@@ -190,7 +216,7 @@ def _fit(search: SearchConfig, watch: Watch, there: tuple[float, float]) -> None
     saved = saved_trials(path)
     watch.there, watch.concurrent = there, concurrency(search, *there)
     source = TrialSource(
-        SpaceSearcher(search, again=watch.book.unsaved(len(saved))),
+        SpaceSearcher(search, known, again=watch.book.unsaved(len(saved))),
         concurrent=watch.concurrent,
         saved=saved,
         closed=watch.over(),

@@ -23,6 +23,9 @@ class View:
     def update(self, trials):
         self.shown.append([(t.number, t.state, t.epoch) for t in trials])
 
+    def say(self, line):
+        self.shown.append(line)
+
 
 @pytest.fixture
 def view():
