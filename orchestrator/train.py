@@ -22,6 +22,7 @@ from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict, with_overrid
 from orchestrator.failures import failure_reason, out_of_memory
 from orchestrator.identity import check_identity
 from orchestrator.retries import in_more_slices, retry_tags
+from orchestrator.staging import Staged, stage
 from orchestrator.tracking import Recorder
 from orchestrator.validate import check_fits
 
@@ -119,7 +120,9 @@ def train(
                 dataset=records.dataset_record(config, data),
             )
             _check_resources(config, *there)
-            result = _fit(config, recorder, run_id, on_epoch)
+            staged = stage(config.data, data)
+            del data  # from here on it lies in Ray's object store
+            result = _fit(config, staged, recorder, run_id, on_epoch)
             recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
@@ -134,7 +137,7 @@ def _check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
 
 
 def _fit(
-    config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+    config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
 ) -> TrainResult:
     """Run the workers to their end, measure the best network on the test set, record both."""
     import ray
@@ -144,7 +147,7 @@ def _fit(
 
     started = time.perf_counter()
     own = config
-    config, trained = _run_to_the_end(config, recorder, run_id, on_epoch)
+    config, trained = _run_to_the_end(config, staged, recorder, run_id, on_epoch)
     last = trained.last
     metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
     metrics |= {
@@ -192,11 +195,11 @@ def _fit(
 
 
 def _run_to_the_end(
-    config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+    config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
 ) -> tuple[RunConfig, Trained]:
     """The workers' run, and its config; out of memory, once more in twice the micro-batches."""
     try:
-        return config, _run_workers(config, recorder, run_id, on_epoch)
+        return config, _run_workers(config, staged, recorder, run_id, on_epoch)
     except OutOfMemory as error:
         changes, how = in_more_slices(config)
         if not changes:
@@ -205,12 +208,12 @@ def _run_to_the_end(
     if on_epoch is not None:
         on_epoch({"retry": retry})
     config = with_overrides(config, changes)
-    trained = _run_workers(config, recorder, run_id, on_epoch)
+    trained = _run_workers(config, staged, recorder, run_id, on_epoch)
     return config, dataclasses.replace(trained, retry=retry)
 
 
 def _run_workers(
-    config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+    config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
 ) -> Trained:
     """Ray Train from the last checkpoint, if there is one, to the end."""
     from ray import train as ray_train
@@ -223,7 +226,7 @@ def _run_workers(
     beside = config.evaluation.asynchronous
     trainer = TorchTrainer(
         worker.train_loop,
-        train_loop_config={"config": to_dict(config), "milestones": []},
+        train_loop_config={"config": to_dict(config), "milestones": [], "staged": staged},
         scaling_config=worker.scaling_config(config),
         run_config=ray_train.RunConfig(
             name=config.name,

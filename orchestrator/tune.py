@@ -26,6 +26,7 @@ from orchestrator.identity import check_identity
 from orchestrator.ladder import milestones
 from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.selection import choose, summary_note
+from orchestrator.staging import Staged, stage
 from orchestrator.tracking import DatasetPayload, Recorder
 from orchestrator.trials import Trial, TrialBook, View
 from orchestrator.validate import check_fits
@@ -122,8 +123,10 @@ def tune(
                 dataset=dataset,
             )
             check_resources(search, *there)
+            staged = stage(base.data, data)
+            del data  # from here on it lies in Ray's object store
             with front.kept_up():
-                _fit(search, watch, there, known.trials)
+                _fit(search, watch, there, known.trials, make_trainable(search, staged))
             watch.state = "verifying"
             if search.ladder.verify.top:
                 verify_candidates(search, book)
@@ -202,6 +205,7 @@ def _fit(
     watch: Watch,
     there: tuple[float, float],
     known: Sequence[KnownTrial],
+    trainable: Any,
 ) -> None:
     """Run or resume the trials; one that begins learns from those of earlier searches."""
     from ray import tune as ray_tune
@@ -225,7 +229,7 @@ def _fit(
     # trials, not its new budget.
     with following(path, watch), watch.tuning():
         ray_tune.run(
-            make_trainable(search),
+            trainable,
             name=base.name,
             storage_path=base.storage_path,
             metric=search.objective.scalar,
@@ -253,7 +257,7 @@ def trial_folder(trial: Any) -> str:
     return f"trial_{trial.trial_id}"
 
 
-def make_trainable(search: SearchConfig) -> Any:
+def make_trainable(search: SearchConfig, staged: Staged) -> Any:
     """The trainable with its resources: in a reused actor, or through Ray Train."""
     from ray import tune as ray_tune
 
@@ -264,12 +268,14 @@ def make_trainable(search: SearchConfig) -> Any:
     saved_at = milestones(search.scheduler, training.epochs, evaluation.every)
     if search.resources.workers > 1:
         trainable = ray_tune.with_parameters(
-            worker.multi_worker_trial, base=base, milestones=saved_at
+            worker.multi_worker_trial, base=base, milestones=saved_at, staged=staged
         )
         # The workers ask for theirs themselves: this is the driver function's alone.
         driver = ray_tune.PlacementGroupFactory([driver_resources()])
         return ray_tune.with_resources(trainable, driver)
-    trainable = ray_tune.with_parameters(worker.MorelTrial, base=base, milestones=saved_at)
+    trainable = ray_tune.with_parameters(
+        worker.MorelTrial, base=base, milestones=saved_at, staged=staged
+    )
     asked = search.resources
     resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
     return ray_tune.with_resources(trainable, resources)

@@ -30,6 +30,7 @@ from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.retries import CHANGES
+from orchestrator.staging import Staged, same_images
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
 WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
@@ -71,14 +72,17 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     """One rank of a Ray Train run: train, report after each measured epoch, save now and then.
 
     Args:
-        loop_config: ``config``, the run's plain values, and ``milestones``, epochs to save at.
+        loop_config: ``config``, the run's plain values; ``milestones``, epochs to save at;
+            ``staged``, its data set.
     """
     config, milestones = config_from(loop_config["config"]), loop_config["milestones"]
+    staged: Staged = loop_config["staged"]
     set_threads(config.scaling.cpus_per_worker)
     from ray.train.torch import get_device
 
-    device = get_device()
-    trainer = Trainer(config, device=device[0] if isinstance(device, list) else device)
+    devices = get_device()
+    device = devices[0] if isinstance(devices, list) else devices
+    trainer = Trainer(config, data=staged.take(config.data, device), device=device)
     start = train.get_checkpoint()
     if start is not None:
         with start.as_directory() as folder:
@@ -140,11 +144,13 @@ class MorelTrial(tune.Trainable):
         config: dict[str, Any],
         base: dict[str, Any] | None = None,
         milestones: list[int] | None = None,
+        staged: Staged | None = None,
     ) -> None:
         """Build the trainer of this trial: the search's base config with the trial's overrides."""
         if base is not None:
             self.base = config_from(base)
             self.milestones = milestones or []
+            self.staged = staged
             self.data: Dataset | None = None
         self.failure: MorelError | None = None
         try:
@@ -155,8 +161,8 @@ class MorelTrial(tune.Trainable):
     def _begin(self, run: RunConfig) -> None:
         set_threads(run.scaling.cpus_per_worker)
         device = "cuda" if run.scaling.gpus_per_worker > 0 else "cpu"
-        if self.data is None or run.data != self.run_config.data:
-            self.data = None
+        if self.data is None or not same_images(run.data, self.run_config.data):
+            self.data = self.staged.take(run.data, device) if self.staged is not None else None
         self.run_config = run
         self.trainer = Trainer(run, data=self.data, device=device)
         self.known_epoch: int | None = None
@@ -189,6 +195,8 @@ class MorelTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the trainer's own checkpoint into Tune's folder."""
+        if self.failure is not None:  # Tune saves at the end of every trial
+            return
         self.trainer.save(checkpoint_dir)
         self.saved = time.monotonic()
 
@@ -240,24 +248,26 @@ def newest_left(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
     return checkpoint
 
 
-def multi_worker_trial(config: dict[str, Any], base: dict[str, Any], milestones: list[int]) -> None:
+def multi_worker_trial(
+    config: dict[str, Any], base: dict[str, Any], milestones: list[int], staged: Staged
+) -> None:
     """A trial of several workers: Ray Train inside a Tune function."""
     try:
         run = run_of(config_from(base), config)
         with address_passed_on():
-            _workers(run, milestones).fit()
+            _workers(run, milestones, staged).fit()
     except Exception as error:
         if not repeats(failure_reason(error)):
             raise
         tune.report(failed(error))
 
 
-def _workers(run: RunConfig, milestones: list[int]) -> TorchTrainer:
+def _workers(run: RunConfig, milestones: list[int], staged: Staged) -> TorchTrainer:
     """Ray Train for the workers of a trial."""
     trial = tune.get_context().get_trial_id()
     return TorchTrainer(
         train_loop,
-        train_loop_config={"config": to_dict(run), "milestones": milestones},
+        train_loop_config={"config": to_dict(run), "milestones": milestones, "staged": staged},
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints

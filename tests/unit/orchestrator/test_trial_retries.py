@@ -150,7 +150,7 @@ def run(tiny_config, monkeypatch):
         workers, shown = Workers(failing), []
         monkeypatch.setattr(train, "_run_workers", workers)
         config = with_overrides(tiny_config, changes)
-        trained = train._run_to_the_end(config, None, "tiny", shown.append)
+        trained = train._run_to_the_end(config, None, None, "tiny", shown.append)
         return workers.slices, [epoch_line(metrics) for metrics in shown], trained
 
     return run

@@ -278,11 +278,13 @@ def test_a_run_that_was_never_measured_has_no_final_numbers(base, tmp_path):
         measure_final(to_dict(base), train.Checkpoint.from_directory(tmp_path / "early"))
 
 
-def test_a_point_that_no_run_can_have_ends_its_trial_without_an_error(trial):
+def test_a_point_that_no_run_can_have_ends_its_trial_without_an_error(trial, tmp_path):
     trial.reset_config({"overrides": {"training.batch_size": 5000}})
     last = trial.step()
     assert last["failed"].startswith("ConfigError: training.batch_size = 5000: at most 48")
     assert (last["done"], last["epochs"], last["robust_accuracy"]) == (True, [], 0.0)
+    trial.save_checkpoint(str(tmp_path / "none"))  # as Tune does at the end of every trial
+    assert not (tmp_path / "none").exists()
     trial.load_checkpoint("/nowhere")  # Tune may restore it first: it has failed before
     assert trial.step()["failed"] == last["failed"]
     trial.reset_config(point(0.2))
