@@ -163,6 +163,7 @@ def objectives(draw):
         gamma=draw(WEIGHT),
         scalarisation=draw(st.sampled_from(get_args(Scalarisation))) if morel else "weighted_sum",
         mu=draw(POSITIVE),
+        alignment=draw(st.booleans()),
         alpha=draw(WEIGHT),
         temperature=draw(POSITIVE),
         label_smoothing=draw(st.floats(0, 0.99)) if accuracy in ("trades", "at") else 0.0,
@@ -284,7 +285,7 @@ def test_no_setting_is_left_out_of_what_is_drawn():
     seen = defaultdict(set)
 
     @given(run_configs())
-    @settings(max_examples=100, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
     def note(config):
         for key, value in flatten(to_dict(config)).items():
             seen[key].add(repr(value))
