@@ -7,10 +7,11 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from morel_core.errors import MorelError
+from orchestrator.arguments import Command, parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,21 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.config import RunConfig
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
-EXIT_CODES = """\
-exit codes:
-  0    done
-  1    something failed that was not foreseen (--debug shows the traceback)
-  2    wrong input or a missing resource: one line on standard error says what to do
-  3    the run diverged, no trial of the search was measured, or a campaign lacks replicates
-  130  interrupted; the same command with the same name=… goes on
-"""
-OVERRIDES = """\
-key=value changes any setting, as in
-  training.epochs=5   attack.eps=8/255   objective.preference=[0.2,0.8]
-  scaling.num_workers=2   storage_path=/data/runs   tracking.uri=http://host:5000   name=my-run
-"""
-
-Command = Callable[[argparse.Namespace, list[str]], int]
 
 
 def entry() -> NoReturn:
@@ -45,7 +31,19 @@ def main(argv: Sequence[str]) -> int:
     # key=value may stand anywhere, also between options, which argparse does not allow.
     overrides = [argument for argument in argv if OVERRIDE.match(argument)]
     rest = [argument for argument in argv if not OVERRIDE.match(argument)]
-    arguments = parser().parse_args(rest)
+    commands = {
+        "train": train_command,
+        "tune": tune_command,
+        "campaign": campaign_command,
+        "status": status_command,
+        "top": top_command,
+        "logs": logs_command,
+        "stop": stop_command,
+        "evaluate": evaluate_command,
+        "compare": compare_command,
+        "validate": validate_command,
+    }
+    arguments = parser(commands).parse_args(rest)
     if not arguments.debug:
         warnings.simplefilter("ignore")
     command: Command = arguments.command
@@ -53,8 +51,9 @@ def main(argv: Sequence[str]) -> int:
         return command(arguments, overrides)
     except MorelError as error:
         return fail(arguments, str(error), 2)
-    except KeyboardInterrupt:
-        return fail(arguments, "interrupted; the same command with the same name resumes it", 130)
+    except KeyboardInterrupt as error:
+        reason = str(error) or "interrupted; the same command with the same name resumes it"
+        return fail(arguments, reason, 130)
     except Exception as error:
         if arguments.debug:
             raise
@@ -74,139 +73,6 @@ def fail(arguments: argparse.Namespace, message: str, code: int) -> int:
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [""])[0]
-
-
-def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    top = argparse.ArgumentParser(
-        prog="morel",
-        description="Train, search and judge adversarially robust classifiers with MOREL.",
-        epilog=f"{OVERRIDES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-
-    train = add(commands, "train", train_command, "train one network on Ray, recorded in MLflow")
-    train.add_argument("recipe", nargs="?", default="digits", help="name or file; default: digits")
-    force_option(train)
-
-    tune = add(commands, "tune", tune_command, "search over a space, recorded in MLflow")
-    tune.add_argument("space", help="search space by name (demo, smoke, loss_weights, …) or file")
-    force_option(tune)
-
-    campaign = add(
-        commands, "campaign", campaign_command, "compare methods: tune each, replicate, test"
-    )
-    campaign.add_argument("file", help="campaign by name (paper_comparison, ablation) or file")
-    campaign.add_argument(
-        "--dry-run", action="store_true", help="print methods, trials and replicates, start nothing"
-    )
-    force_option(campaign)
-
-    evaluate_options(
-        add(commands, "evaluate", evaluate_command, "measure the robust accuracy of a network")
-    )
-
-    compare = add(commands, "compare", compare_command, "table of recorded runs, from MLflow")
-    compare.add_argument("experiment", nargs="?", help="MLflow experiment; default: morel")
-    compare.add_argument("--search", help="only the trials of this search or campaign")
-    compare.add_argument(
-        "--sort", default="robust_accuracy",
-        help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
-    )  # fmt: skip
-    compare.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
-
-    validate = add(commands, "validate", validate_command, "check recipes and spaces, run nothing")
-    validate.add_argument(
-        "files", nargs="*", help="names or files; default: all that come with morel"
-    )
-    return top
-
-
-def force_option(sub: argparse.ArgumentParser) -> None:
-    """What commands that resume take."""
-    sub.add_argument(
-        "--force-code", action="store_true",
-        help="resume under other code than the run's own; recorded as morel.code_changes",
-    )  # fmt: skip
-
-
-def evaluate_options(sub: argparse.ArgumentParser) -> None:
-    """What ``morel evaluate`` takes."""
-    sub.add_argument(
-        "target",
-        help="run name or id (of a search: its winner), checkpoint folder, or a model's name with "
-        "--weights, as in torchvision/resnet18, timm/resnet18, digits_cnn",
-    )
-    sub.add_argument(
-        "--weights", metavar="FILE",
-        help="state dict (.pt or .safetensors) of a plain model; data.name=…, model.mean=[…] and "
-        "model.std=[…] say what it was trained on",
-    )  # fmt: skip
-    what = sub.add_argument_group("what is measured")
-    what.add_argument(
-        "--attacks", nargs="+", default=[], metavar="NAME",
-        help="pgdN, cwN (pgd20; pgd20x5: 5 restarts; pgd20_worst: worst iterate), fgsm, apgd-ce, "
-        "apgd-t, fab-t, square, autoattack, autoattack_plus; default: pgd20",
-    )  # fmt: skip
-    what.add_argument(
-        "--preset", choices=["quick", "paper", "standard"],
-        help="a set of attacks: quick, paper (as published), standard (AutoAttack at 8/255)",
-    )  # fmt: skip
-    what.add_argument(
-        "--eps", nargs="+", type=radius, default=[], metavar="EPS",
-        help="radii to sweep, as in 2/255 4/255 8/255; default: evaluation.attack.eps",
-    )  # fmt: skip
-    what.add_argument(
-        "--transfer-from", metavar="SOURCE",
-        help="also try the images that each pgdN makes on this run or checkpoint",
-    )  # fmt: skip
-    what.add_argument(
-        "--against", metavar="OTHER",
-        help="measure this run or checkpoint on the same images too, and test the difference",
-    )  # fmt: skip
-    what.add_argument("--split", choices=["test", "holdout"], default="test")
-    what.add_argument("--num-images", type=int, metavar="N", help="only the first so many")
-    what.add_argument("--seed", type=int, help="of the noise; default: evaluation.seed")
-    what.add_argument(
-        "--no-checks", dest="checks", action="store_false",
-        help="do not look for signs that the numbers deceive",
-    )  # fmt: skip
-    where = sub.add_argument_group("where it runs")
-    where.add_argument(
-        "--workers", type=int, default=0, metavar="N",
-        help="Ray tasks at a time, on this machine or the cluster at cluster.address; default: "
-        "this process alone. Chunks of evaluation.batch_size images are divided among them",
-    )  # fmt: skip
-    where.add_argument(
-        "--gpus-per-worker", type=float, metavar="G", help="default: 0 (cpu), 1 (cuda)"
-    )
-    where.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
-
-
-def radius(text: str) -> float:
-    """``8/255`` or ``0.03`` as a number."""
-    from orchestrator.config import number
-
-    try:
-        return float(number(text))
-    except MorelError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def add(commands: Any, name: str, command: Command, summary: str) -> argparse.ArgumentParser:
-    """A subcommand with the options that all share."""
-    sub: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"{OVERRIDES}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.set_defaults(command=command)
-    sub.add_argument("--json", action="store_true", help="print one JSON document, nothing else")
-    sub.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
-    return sub
 
 
 def consoles(arguments: argparse.Namespace) -> tuple[Console, Console]:
@@ -294,6 +160,59 @@ def campaign_command(arguments: argparse.Namespace, overrides: list[str]) -> int
     else:
         view.print_report(results, result)
     return 0 if result.report.complete else 3
+
+
+def status_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel status``."""
+    from orchestrator.operations import look
+    from orchestrator.status_view import print_status
+
+    _, results = consoles(arguments)
+    found = look(arguments.name, settings(overrides))
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print_status(results, found)
+    return 0
+
+
+def top_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel top``."""
+    from orchestrator.operations import look
+    from orchestrator.status_view import show_live
+
+    config = settings(overrides)
+    if arguments.json:
+        print(json.dumps(look(arguments.name, config)))
+    else:
+        show_live(consoles(arguments)[1], lambda: look(arguments.name, config))
+    return 0
+
+
+def logs_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel logs``."""
+    from orchestrator.operations import error_text, logs
+
+    name, number, config = arguments.name, arguments.trial, settings(overrides)
+    lines = logs(name, number, config)
+    error = None if number is None else error_text(name, number, config)
+    if arguments.json:
+        print(json.dumps({"events": [vars(line) for line in lines], "error": error}))
+        return 0
+    for line in lines:
+        print(line)
+    if error:
+        print(f"\n{error.rstrip()}")
+    return 0
+
+
+def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel stop``."""
+    from orchestrator.operations import stop
+
+    asked = stop(arguments.name, arguments.trials, settings(overrides))
+    print(json.dumps({"asked": asked}) if arguments.json else "\n".join(asked))
+    return 0
 
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -90,6 +90,11 @@ class Trial:
         return int(self.last.get("best_rung", 0))
 
 
+def trial_folder_name(tune_id: str) -> str:
+    """Of a trial's folder in that of its search: nothing from a config, which may hold anything."""
+    return f"trial_{tune_id}"
+
+
 class View(Protocol):
     """Shows a search while it runs."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import ConfigError
-from orchestrator import records, storage
+from orchestrator import records, status, storage
 from orchestrator.budget import Cost
 from orchestrator.cluster import (
     cluster_address,
@@ -28,7 +28,7 @@ from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.selection import choose, summary_note
 from orchestrator.staging import Staged, stage
 from orchestrator.tracking import DatasetPayload, Recorder
-from orchestrator.trials import Trial, TrialBook, View
+from orchestrator.trials import Trial, TrialBook, View, trial_folder_name
 from orchestrator.validate import check_fits
 from orchestrator.verify import record_verified, verify_candidates
 from orchestrator.warm_start import Known, KnownTrial, known_trials
@@ -90,6 +90,7 @@ def tune(
         may_grow=MAY_GROW,
         force_code=force_code,
     )
+    status.check_alone(f"{base.storage_path}/{base.name}")
     dataset = records.dataset_record(base, data)
     recorder = records.open_recorder(base)
     started = time.perf_counter()
@@ -254,7 +255,7 @@ def _fit(
 
 def trial_folder(trial: Any) -> str:
     """Name of a trial's folder: nothing from a config, which may hold anything."""
-    return f"trial_{trial.trial_id}"
+    return trial_folder_name(trial.trial_id)
 
 
 def make_trainable(search: SearchConfig, staged: Staged) -> Any:

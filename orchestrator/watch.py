@@ -219,9 +219,9 @@ class Watch:
 
     def _waiting(self) -> dict[str, str]:
         asked = self.book.search.resources
-        need = f"waits for {asked.workers * asked.cpus_per_worker:g} CPUs"
+        need = f"waits for {asked.workers * asked.cpus_per_worker} CPU"
         if asked.gpus_per_worker:
-            need += f" and {asked.workers * asked.gpus_per_worker:g} GPUs"
+            need += f" and {asked.workers * asked.gpus_per_worker:g} GPU"
         why = {"PENDING": need, "PAUSED": "waits for the scheduler"}
         found: dict[str, str] = {}
         for trial in list(self._tune_trials):

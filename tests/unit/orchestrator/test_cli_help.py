@@ -7,7 +7,8 @@ import pytest
 from morel_core.errors import MorelError
 from orchestrator import cli
 
-COMMANDS = ["train", "tune", "campaign", "evaluate", "compare", "validate"]
+COMMANDS = ["train", "tune", "campaign", "status", "top", "logs", "stop"]
+COMMANDS += ["evaluate", "compare", "validate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,179 @@
+"""Arguments of the ``morel`` command, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from morel_core.errors import MorelError
+
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    something failed that was not foreseen (--debug shows the traceback)
+  2    wrong input or a missing resource: one line on standard error says what to do
+  3    the run diverged, no trial of the search was measured, or a campaign lacks replicates
+  130  interrupted; the same command with the same name=… goes on
+"""
+OVERRIDES = """\
+key=value changes any setting, as in
+  training.epochs=5   attack.eps=8/255   objective.preference=[0.2,0.8]
+  scaling.num_workers=2   storage_path=/data/runs   tracking.uri=http://host:5000   name=my-run
+"""
+SEARCH = "name=… of the search"
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """All commands and their options.
+
+    Args:
+        given: what each command does, by its name; found again as ``command``.
+    """
+    whole = argparse.ArgumentParser(
+        prog="morel",
+        description="Train, search and judge adversarially robust classifiers with MOREL.",
+        epilog=f"{OVERRIDES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+
+    train = add(commands, "train", given, "train one network on Ray, recorded in MLflow")
+    train.add_argument("recipe", nargs="?", default="digits", help="name or file; default: digits")
+    force_option(train)
+
+    tune = add(commands, "tune", given, "search over a space, recorded in MLflow")
+    tune.add_argument("space", help="search space by name (demo, smoke, loss_weights, …) or file")
+    force_option(tune)
+
+    campaign = add(commands, "campaign", given, "compare methods: tune each, replicate, test")
+    campaign.add_argument("file", help="campaign by name (paper_comparison, ablation) or file")
+    campaign.add_argument(
+        "--dry-run", action="store_true", help="print methods, trials and replicates, start nothing"
+    )
+    force_option(campaign)
+
+    status = add(commands, "status", given, "how a search is, from any machine")
+    status.add_argument("name", help=SEARCH)
+
+    top = add(commands, "top", given, "how a search is, kept up to date until it ends")
+    top.add_argument("name", help=SEARCH)
+
+    logs = add(commands, "logs", given, "what happened in a search, and why a trial failed")
+    logs.add_argument("name", help=SEARCH)
+    logs.add_argument("trial", nargs="?", type=int, help="number of one trial; default: all")
+
+    stop = add(commands, "stop", given, "pause a search, or stop some of its trials for good")
+    stop.add_argument("name", help=SEARCH)
+    stop.add_argument(
+        "trials", nargs="*", type=int, metavar="TRIAL",
+        help="numbers of trials, which end with their next report; default: pause the search, "
+        "which goes on with its command",
+    )  # fmt: skip
+
+    evaluate_options(add(commands, "evaluate", given, "measure the robust accuracy of a network"))
+
+    compare = add(commands, "compare", given, "table of recorded runs, from MLflow")
+    compare.add_argument("experiment", nargs="?", help="MLflow experiment; default: morel")
+    compare.add_argument("--search", help="only the trials of this search or campaign")
+    compare.add_argument(
+        "--sort", default="robust_accuracy",
+        help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
+    )  # fmt: skip
+    compare.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
+
+    validate = add(commands, "validate", given, "check recipes and spaces, run nothing")
+    validate.add_argument(
+        "files", nargs="*", help="names or files; default: all that come with morel"
+    )
+    return whole
+
+
+def force_option(sub: argparse.ArgumentParser) -> None:
+    """What commands that resume take."""
+    sub.add_argument(
+        "--force-code", action="store_true",
+        help="resume under other code than the run's own; recorded as morel.code_changes",
+    )  # fmt: skip
+
+
+def evaluate_options(sub: argparse.ArgumentParser) -> None:
+    """What ``morel evaluate`` takes."""
+    sub.add_argument(
+        "target",
+        help="run name or id (of a search: its winner), checkpoint folder, or a model's name with "
+        "--weights, as in torchvision/resnet18, timm/resnet18, digits_cnn",
+    )
+    sub.add_argument(
+        "--weights", metavar="FILE",
+        help="state dict (.pt or .safetensors) of a plain model; data.name=…, model.mean=[…] and "
+        "model.std=[…] say what it was trained on",
+    )  # fmt: skip
+    what = sub.add_argument_group("what is measured")
+    what.add_argument(
+        "--attacks", nargs="+", default=[], metavar="NAME",
+        help="pgdN, cwN (pgd20; pgd20x5: 5 restarts; pgd20_worst: worst iterate), fgsm, apgd-ce, "
+        "apgd-t, fab-t, square, autoattack, autoattack_plus; default: pgd20",
+    )  # fmt: skip
+    what.add_argument(
+        "--preset", choices=["quick", "paper", "standard"],
+        help="a set of attacks: quick, paper (as published), standard (AutoAttack at 8/255)",
+    )  # fmt: skip
+    what.add_argument(
+        "--eps", nargs="+", type=radius, default=[], metavar="EPS",
+        help="radii to sweep, as in 2/255 4/255 8/255; default: evaluation.attack.eps",
+    )  # fmt: skip
+    what.add_argument(
+        "--transfer-from", metavar="SOURCE",
+        help="also try the images that each pgdN makes on this run or checkpoint",
+    )  # fmt: skip
+    what.add_argument(
+        "--against", metavar="OTHER",
+        help="measure this run or checkpoint on the same images too, and test the difference",
+    )  # fmt: skip
+    what.add_argument("--split", choices=["test", "holdout"], default="test")
+    what.add_argument("--num-images", type=int, metavar="N", help="only the first so many")
+    what.add_argument("--seed", type=int, help="of the noise; default: evaluation.seed")
+    what.add_argument(
+        "--no-checks", dest="checks", action="store_false",
+        help="do not look for signs that the numbers deceive",
+    )  # fmt: skip
+    where = sub.add_argument_group("where it runs")
+    where.add_argument(
+        "--workers", type=int, default=0, metavar="N",
+        help="Ray tasks at a time, on this machine or the cluster at cluster.address; default: "
+        "this process alone. Chunks of evaluation.batch_size images are divided among them",
+    )  # fmt: skip
+    where.add_argument(
+        "--gpus-per-worker", type=float, metavar="G", help="default: 0 (cpu), 1 (cuda)"
+    )
+    where.add_argument("--device", default="cpu", help="cpu or cuda; default: cpu")
+
+
+def radius(text: str) -> float:
+    """``8/255`` or ``0.03`` as a number."""
+    from orchestrator.config import number
+
+    try:
+        return float(number(text))
+    except MorelError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add(
+    commands: Any, name: str, given: Mapping[str, Command], summary: str
+) -> argparse.ArgumentParser:
+    """A subcommand with the options that all share."""
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"{OVERRIDES}\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(command=given[name])
+    sub.add_argument("--json", action="store_true", help="print one JSON document, nothing else")
+    sub.add_argument("--debug", action="store_true", help="show tracebacks and warnings")
+    return sub
