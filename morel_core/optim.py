@@ -36,12 +36,32 @@ def make_optimizer(config: OptimizerConfig, net: nn.Module) -> Optimizer:
         weight_decay=config.weight_decay,
         fused=True,
     )
-    if config.momentum > 0:
-        # Left to itself the first step makes the buffers, and makes them of uninitialised memory
-        # if that step is refused. From zero the first step is the same.
-        for parameter in parameters:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _make_momentum_buffers(sgd)
     return sgd
+
+
+def _make_momentum_buffers(optimizer: Optimizer) -> None:
+    """Zeros where SGD with momentum has no buffer yet.
+
+    Left to itself the first step makes the buffers, and makes them of uninitialised memory if that
+    step is refused. From zero the first step is the same.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else []:
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take in the buffers of a saved state; learning rate, decay and momentum stay as they are."""
+    own = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    _make_momentum_buffers(optimizer)
 
 
 def learning_rate(config: OptimizerConfig, epochs_done: float, num_epochs: int) -> float:

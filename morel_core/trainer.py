@@ -29,7 +29,12 @@ from morel_core.ladder import Ladder
 from morel_core.losses import MorelObjective, Outputs, Terms
 from morel_core.micro_batches import in_slices
 from morel_core.models import MorelNet, build_net
-from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
+from morel_core.optim import (
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    set_learning_rate,
+)
 from morel_core.precision import EncoderPasses
 from morel_core.published_batchnorm import PublishedBatchNorm
 from morel_core.seeding import derive_seed, sliced_randn
@@ -354,7 +359,11 @@ class Trainer:
         )
 
     def load(self, folder: Path | str) -> None:
-        """Go on from a checkpoint; raises `MorelError` if it is damaged or of another network."""
+        """Go on from a checkpoint; raises `MorelError` if it is damaged or of another network.
+
+        Weights, the optimiser's buffers and progress come from there, all settings from this
+        trainer's own config: a run may go on with another learning rate, decay or momentum.
+        """
         folder = Path(folder)
         progress = checkpoint.load_progress(folder)
         self._load_state(checkpoint.load_network(folder, "last"), folder)
@@ -367,7 +376,7 @@ class Trainer:
                 raise MorelError(
                     f"{folder}: was trained with optimizer.{key} = {was!r}, not {mine[key]!r}"
                 )
-        self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
+        load_optimizer_state(self.optimizer, checkpoint.load_optimizer(folder))
         self.best_state = {
             name: value.to(self.device) for name, value in checkpoint.load_network(folder).items()
         }

@@ -65,6 +65,21 @@ def hypervolume(
     return area
 
 
+def best_first(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices in the plane by rank, then by what a point adds to the hypervolume of its rank.
+
+    Equal ones by their order. Raises ValueError as `hypervolume` does.
+    """
+    rank = ranks(points)
+
+    def added(index: int) -> float:
+        peers = [i for i in range(len(points)) if rank[i] == rank[index]]
+        whole = hypervolume([points[i] for i in peers])
+        return whole - hypervolume([points[i] for i in peers if i != index])
+
+    return sorted(range(len(points)), key=lambda i: (rank[i], -added(i), i))
+
+
 def _dominates(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
     """(N, N): whether the row's point dominates the column's."""
     if len(points) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -75,6 +76,13 @@ def best_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
         for key, value in metrics.items()
         if key.startswith("best_") and key.removeprefix("best_") in names
     }
+
+
+def accuracies(report: Mapping[str, Any]) -> tuple[float, float]:
+    """(clean, robust) accuracy of a report; (0, 0) if the trial diverged."""
+    point = (float(report["clean_accuracy"]), float(report["robust_accuracy"]))
+    honest = not report.get("diverged") and all(math.isfinite(value) for value in point)
+    return point if honest else (0.0, 0.0)
 
 
 def own_end(report: Mapping[str, Any]) -> str:

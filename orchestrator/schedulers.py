@@ -10,7 +10,6 @@ take no part, so that numbers of different epochs, and with them of different ru
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,17 +21,18 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from orchestrator import storage
+from orchestrator import records, storage
 from orchestrator.ladder import milestones
-from orchestrator.pareto import hypervolume, ranks
+from orchestrator.pareto import best_first, ranks
+from orchestrator.pbt import PopulationTraining
 from orchestrator.search_space import SearchConfig
 from orchestrator.trials import STOP_REASON
 
 Point = tuple[float, float]
 
 
-def make_scheduler(search: SearchConfig) -> TrialScheduler:
-    """The scheduler that a search asks for."""
+def make_scheduler(search: SearchConfig, limit: int = 1) -> TrialScheduler:
+    """The scheduler that a search asks for; ``limit``: trials at a time, which pbt sees to."""
     match search.scheduler.name:
         case "asha" | "hyperband":
             return Halving(search)
@@ -40,7 +40,9 @@ def make_scheduler(search: SearchConfig) -> TrialScheduler:
             return ParetoHalving(search)
         case "median":
             return Median(time_attr="epoch", grace_period=search.scheduler.grace_period or 1)
-        case _:
+        case "pbt":
+            return PopulationTraining(search, limit)
+        case "none":
             return FIFOScheduler()
 
 
@@ -185,15 +187,8 @@ class ParetoHalving(FIFOScheduler):
                 self._note(ahead[0], trial, result)
 
     def _note(self, milestone: int, trial: Any, result: Mapping[str, Any]) -> None:
-        self._points[milestone][trial.trial_id] = point_of(result)
+        self._points[milestone][trial.trial_id] = records.accuracies(result)
         self._records.write({"points": self._points})
-
-
-def point_of(result: Mapping[str, Any]) -> Point:
-    """(clean, robust) accuracy of a report; (0, 0) if the trial diverged."""
-    point = (float(result["clean_accuracy"]), float(result["robust_accuracy"]))
-    honest = not result.get("diverged") and all(math.isfinite(value) for value in point)
-    return point if honest else (0.0, 0.0)
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -205,18 +200,6 @@ def goes_on(points: Sequence[Point], place: int, factor: int) -> bool:
     """Whether the point at ``place`` is on the front, or one of the best len(points) // factor."""
     order = best_first(points)
     return ranks(points)[place] == 0 or order.index(place) < len(points) // factor
-
-
-def best_first(points: Sequence[Point]) -> list[int]:
-    """Indices by rank, then by what a point adds to its rank's hypervolume, then by order."""
-    rank = ranks(points)
-
-    def added(index: int) -> float:
-        peers = [i for i in range(len(points)) if rank[i] == rank[index]]
-        whole = hypervolume([points[i] for i in peers])
-        return whole - hypervolume([points[i] for i in peers if i != index])
-
-    return sorted(range(len(points)), key=lambda i: (rank[i], -added(i), i))
 
 
 class Median(MedianStoppingRule):

@@ -26,6 +26,7 @@ from orchestrator.config import (
     read_yaml,
     with_overrides,
 )
+from orchestrator.exploration import check_population
 from orchestrator.ladder import check_attacks, check_ladder, check_scheduler
 from orchestrator.parameters import ChoiceParameter, Parameter, SearchSpace, Values
 from orchestrator.search_settings import GoalConfig, SearchSettings
@@ -221,6 +222,8 @@ def check_search(
     )
     check_scheduler(settings.scheduler, settings.objective, base)
     check_ladder(settings.ladder, base)
+    if settings.scheduler.name == "pbt":
+        check_population(settings, space, base.training.epochs, base.evaluation.every)
     check_attacks("final.attacks", settings.final.attacks, base.evaluation.attack)
     check_points(space, base, settings.scheduler.grace_period)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}

@@ -83,6 +83,13 @@ def delete(path: str) -> None:
         system.delete_file(inside)
 
 
+def remove(folder: str) -> None:
+    """Remove a folder and what is in it; one that is not there, or cannot be removed, is let be."""
+    system, inside = _open(folder)
+    with contextlib.suppress(OSError):
+        system.delete_dir(inside)
+
+
 def local_copy(location: str) -> Path:
     """A local folder with the content of ``location``; a local path as it is."""
     if not is_remote(location):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
 from orchestrator import goal, records, storage
 from orchestrator.config import RunConfig, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason
+from orchestrator.parameters import is_number
+from orchestrator.population import Population
 from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
 from orchestrator.search_space import SearchConfig
 from orchestrator.tracking import Recorder
@@ -153,15 +156,17 @@ class TrialBook:
         """The trial of a Tune trial, recorded when it is first seen."""
         run_id = self.run_id(tune_trial)
         known = self._trials.get(run_id)
+        config = tune_trial.config
         if known is not None:
             if known.state != "running" or known.holding_since is None:
                 known.state, known.holding_since = "running", time.time()
+            if known.params != config["params"]:  # it took over a network, and near its settings
+                known.params, known.label = dict(config["params"]), self._label(config)
             return known
-        config = tune_trial.config
         trial = Trial(
             run_id=run_id,
             number=int(config["index"]) + 1,
-            label=self.search.space.label_of(config["baseline"], config["params"]),
+            label=self._label(config),
             params=dict(config["params"]),
             baseline=config["baseline"],
             retries=retries(tune_trial),
@@ -173,6 +178,14 @@ class TrialBook:
         self._record_start(trial, config)
         self.show()
         return trial
+
+    def _label(self, config: Mapping[str, Any]) -> str:
+        """A baseline's name, or the point; under pbt as long as it trains with those settings."""
+        space, name, params = self.search.space, config["baseline"], config["params"]
+        if name and self.search.scheduler.name == "pbt":
+            kept = all(params.get(k) == v for k, v in space.baseline_params(name).items())
+            name = name if kept else None
+        return space.label_of(name, params)
 
     def _record_start(self, trial: Trial, config: Mapping[str, Any]) -> None:
         tags = {"morel.search": str(self.search.base.name), "morel.kind": "trial"}
@@ -198,12 +211,11 @@ class TrialBook:
     def result(self, tune_trial: Any, report: Mapping[str, Any]) -> None:
         """A report arrived."""
         trial = self.start(tune_trial)
+        settings = self._settings(trial)
         for metrics in report["epochs"]:
-            self.recorder.epoch(
-                trial.run_id,
-                int(metrics["epoch"]),
-                records.epoch_metrics(metrics, records.measured_with(self.search.base, metrics)),
-            )
+            attack = records.measured_with(self.search.base, metrics)
+            recorded = records.epoch_metrics(metrics, attack) | settings
+            self.recorder.epoch(trial.run_id, int(metrics["epoch"]), recorded)
         # A report that it failed for good has no numbers: those before it stay.
         trial.last = {**trial.last, FAILED: report[FAILED]} if FAILED in report else dict(report)
         trial.seconds = float(report.get("time_total_s", 0.0))
@@ -236,6 +248,27 @@ class TrialBook:
             why = getattr(tune_trial, STOP_REASON, "")
             reason = f"{scheduler} stopped it at epoch {trial.epoch}" + (f": {why}" if why else "")
             self._close(trial, "stopped", reason)
+
+    def _settings(self, trial: Trial) -> dict[str, float]:
+        """What pbt trains with at present, where it is a number: MLflow's params cannot change."""
+        if self.search.scheduler.name != "pbt":
+            return {}
+        return {f"pbt.{k}": float(v) for k, v in trial.params.items() if is_number(v)}
+
+    def _history(self, trial: Trial) -> tuple[dict[str, str], dict[str, str]]:
+        """Tags and texts of a pbt trial: whose networks it took over, and what trained its own."""
+        if self.search.scheduler.name != "pbt":
+            return {}, {}
+        base = self.search.base
+        population = Population.read(f"{base.storage_path}/{base.name}")
+        stages = [
+            asdict(stage) | {"overrides": self.search.space.overrides(stage.params)}
+            for stage in population.schedule(trial.number, trial.params)
+        ]
+        tags = {"morel.pbt.lineage": population.lineage(trial.number)}
+        if len(stages) > 1:  # no run of constant settings is its twin
+            tags["morel.key"] = hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:16]
+        return tags, {"pbt.json": json.dumps(stages, indent=2)}
 
     @contextmanager
     def ended_records(self) -> Generator[None]:
@@ -329,12 +362,15 @@ class TrialBook:
         metrics |= self.search.resources.cost(trial.held)
         if "images_per_second" in trial.last:
             metrics["train.images_per_second"] = float(trial.last["images_per_second"])
+        tags, texts = self._history(trial)
         self.recorder.finish(
             trial.run_id,
             status="FAILED" if state in ("failed", "diverged") else "FINISHED",
             stop_reason=reason,
             metrics=metrics,
+            texts=texts,
             tags={
+                **tags,
                 "morel.state": state,
                 "morel.diverged": str(state == "diverged").lower(),
                 "morel.device": str(trial.last.get("device", "unknown")),

@@ -220,9 +220,11 @@ def _fit(
     path = f"{base.storage_path}/{base.name}"
     saved = saved_trials(path)
     watch.there, watch.concurrent = there, concurrency(search, *there)
+    in_step = search.scheduler.name == "pbt"
     source = TrialSource(
         SpaceSearcher(search, known, again=watch.book.unsaved(len(saved))),
-        concurrent=watch.concurrent,
+        # pbt sees to it itself: paused trials would count as running.
+        concurrent=search.total_trials if in_step else watch.concurrent,
         saved=saved,
         closed=watch.over(),
     )
@@ -236,13 +238,17 @@ def _fit(
             metric=search.objective.scalar,
             mode=search.objective.mode,
             search_alg=source,
-            scheduler=make_scheduler(search),
+            scheduler=make_scheduler(search, watch.concurrent),
             num_samples=search.total_trials,
             stop=Limit(path),
             callbacks=[Follow(path)],
             reuse_actors=alone,
             trial_dirname_creator=trial_folder,
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=alone),
+            checkpoint_config=ray_tune.CheckpointConfig(
+                # A donor's is read when its turn comes: pbt removes what nobody needs.
+                num_to_keep=None if in_step else 2,
+                checkpoint_at_end=alone,
+            ),
             max_failures=1,
             raise_on_failed_trial=False,
             resume_config=ray_tune.ResumeConfig() if saved else None,
@@ -263,13 +269,16 @@ def make_trainable(search: SearchConfig, staged: Staged) -> Any:
     from ray import tune as ray_tune
 
     from orchestrator import worker
+    from orchestrator.population_trial import population_trial
 
     base = to_dict(search.base)
     training, evaluation = search.base.training, search.base.evaluation
     saved_at = milestones(search.scheduler, training.epochs, evaluation.every)
     if search.resources.workers > 1:
+        in_step = search.scheduler.name == "pbt"
+        function = population_trial if in_step else worker.multi_worker_trial
         trainable = ray_tune.with_parameters(
-            worker.multi_worker_trial, base=base, milestones=saved_at, staged=staged
+            function, base=base, milestones=saved_at, staged=staged
         )
         # The workers ask for theirs themselves: this is the driver function's alone.
         driver = ray_tune.PlacementGroupFactory([driver_resources()])

@@ -63,6 +63,14 @@ def reports(trainer: Trainer, again: Sequence[dict[str, float]] = ()) -> Iterato
             since = []
 
 
+def up_to(last: int | None, reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The reports up to that of epoch ``last``; None: all."""
+    for report in reports:
+        yield report
+        if report["epoch"] == last:
+            return
+
+
 def config_from(values: Mapping[str, Any]) -> RunConfig:
     """The `RunConfig` that travelled as plain values."""
     return build(RunConfig, values)
@@ -73,9 +81,11 @@ def train_loop(loop_config: dict[str, Any]) -> None:
 
     Args:
         loop_config: ``config``, the run's plain values; ``milestones``, epochs to save at;
-            ``staged``, its data set.
+            ``staged``, its data set; for a stretch of a longer run ``stretch``, see
+            `orchestrator.population_trial.Stretch`.
     """
     config, milestones = config_from(loop_config["config"]), loop_config["milestones"]
+    stretch: dict[str, Any] = loop_config.get("stretch", {})
     staged: Staged = loop_config["staged"]
     set_threads(config.scaling.cpus_per_worker)
     from ray.train.torch import get_device
@@ -83,13 +93,17 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     devices = get_device()
     device = devices[0] if isinstance(devices, list) else devices
     trainer = Trainer(config, data=staged.take(config.data, device), device=device)
-    start = train.get_checkpoint()
+    start, again = train.get_checkpoint(), list[dict[str, float]]()
+    if start is None and stretch.get("checkpoint"):
+        start = train.Checkpoint(stretch["checkpoint"])
     if start is not None:
         with start.as_directory() as folder:
             trainer.load(folder)
+    if stretch:  # what was trained before this process was lost, but not reported
+        again = [metrics for metrics in trainer.history if metrics["epoch"] > stretch["after"]]
     is_first = train.get_context().get_world_rank() == 0
     saved = time.monotonic()
-    for report in reports(trainer):
+    for report in up_to(stretch.get("last"), reports(trainer, again)):
         report |= circumstances(trainer)
         due = trainer.done or report["epoch"] in milestones
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds

@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from morel_core.config import OptimizerConfig
-from morel_core.optim import learning_rate, make_optimizer, set_learning_rate, update_if_finite
+from morel_core.optim import (
+    learning_rate,
+    load_optimizer_state,
+    make_optimizer,
+    set_learning_rate,
+    update_if_finite,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -200,3 +206,32 @@ def test_norms_and_biases_can_be_spared_the_decay(name, spared):
     for key, parameter in net.named_parameters():
         kept = spared and key not in ("0.weight", "3.weight")
         assert torch.allclose(parameter, torch.tensor(1.0 if kept else 0.9)), key
+
+
+def test_a_loaded_state_leaves_the_settings_as_they_are():
+    """A run that goes on under other settings: the saved ones must not come back."""
+    net, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    for name in ("sgd", "adamw"):
+        saved = make_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.5), net)
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        update_if_finite(saved, torch.tensor(1.0))
+        config = OptimizerConfig(name=name, lr=0.3, weight_decay=0.0, momentum=0.5)
+        optimizer = make_optimizer(config, other)
+        load_optimizer_state(optimizer, saved.state_dict())
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"]) == (0.3, 0.0)
+        assert name == "adamw" or group["momentum"] == 0.5
+        for mine, theirs in zip(other.parameters(), net.parameters(), strict=True):
+            for key, value in saved.state[theirs].items():
+                assert torch.equal(optimizer.state[mine][key], value)
+
+
+def test_momentum_that_begins_later_begins_from_zero():
+    net = nn.Linear(2, 2)
+    saved = make_optimizer(OptimizerConfig(momentum=0.0), net).state_dict()
+    optimizer = make_optimizer(OptimizerConfig(momentum=0.9), net)
+    load_optimizer_state(optimizer, saved)
+    for parameter in net.parameters():
+        buffer = optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(buffer, torch.zeros_like(parameter))

@@ -50,7 +50,7 @@ def searching(search, tmp_path):
     def start(name, folder="run", **settings):
         base = replace(search.base, storage_path=str(tmp_path), name=folder)
         config = replace(search, base=base, scheduler=SchedulerConfig(name=name, **settings))
-        scheduler = make_scheduler(config)
+        scheduler = make_scheduler(config, limit=4)
         scheduler.set_search_properties("robust_accuracy", "max")
         return scheduler
 
