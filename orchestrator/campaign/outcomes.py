@@ -9,22 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator import storage
-from orchestrator.search_settings import ResourcesConfig
+from orchestrator.budget import Cost
 from orchestrator.trials import Trial
 from orchestrator.tune import SearchResult
 
 Phase = Literal["tuning", "replicates"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What training took, over all trials."""
-
-    seconds: float
-    """Wall time of each, added up."""
-    device_seconds: float
-    """The same, times the devices of a trial."""
-    device: Literal["GPU", "CPU"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +46,7 @@ class Tuning:
             holdout={key: winner.last[key] for key in accuracies} if winner else {},
             trials=len(result.trials),
             states=dict(Counter(trial.state for trial in result.trials)),
-            cost=cost_of(result),
+            cost=result.cost,
         )
 
 
@@ -104,7 +93,7 @@ class Replicates:
     def of(result: SearchResult) -> Replicates:
         """What the search over seeds ended with."""
         runs = [Replicate.of(trial) for trial in result.trials]
-        return Replicates(search=str(result.search.base.name), runs=runs, cost=cost_of(result))
+        return Replicates(search=str(result.search.base.name), runs=runs, cost=result.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +104,6 @@ class MethodOutcome:
     """None where nothing was tuned."""
     replicates: Replicates | None
     """None if tuning found no setting."""
-
-
-def cost_of(result: SearchResult) -> Cost:
-    """Training time of a search's trials."""
-    asked: ResourcesConfig = result.search.resources
-    gpus = asked.gpus_per_worker > 0
-    devices = asked.workers * (asked.gpus_per_worker if gpus else asked.cpus_per_worker)
-    seconds = sum(trial.seconds for trial in result.trials)
-    return Cost(seconds=seconds, device_seconds=devices * seconds, device="GPU" if gpus else "CPU")
 
 
 def settled(result: SearchResult) -> bool:

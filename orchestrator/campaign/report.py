@@ -23,8 +23,9 @@ from morel_core.statistics import (
     mean_t,
     paired_t,
 )
+from orchestrator.budget import Cost
 from orchestrator.campaign.definition import CampaignConfig
-from orchestrator.campaign.outcomes import Cost, MethodOutcome, Replicate, Tuning
+from orchestrator.campaign.outcomes import MethodOutcome, Replicate, Tuning
 from orchestrator.config import flatten
 from orchestrator.evaluation_view import duration
 from orchestrator.records import environment_tags
@@ -284,8 +285,14 @@ def p_text(p: float) -> str:
 
 
 def spent(cost: Cost | None) -> str:
-    """``3 min 12 s CPU``."""
-    return f"{duration(cost.device_seconds)} {cost.device}" if cost else "–"
+    """``3 min 12 s`` of GPUs, or of CPUs where none were used."""
+    if cost is None:
+        return "–"
+    return (
+        f"{duration(cost.gpu_seconds)} GPU"
+        if cost.gpu_seconds
+        else f"{duration(cost.cpu_seconds)} CPU"
+    )
 
 
 def method_table(report: Report) -> tuple[list[str], list[list[str]]]:
