@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 from morel_core.attacks.catalogue import make_attacks
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
 from orchestrator import search_space
 from orchestrator.campaign.fitting import fit_baselines, fit_parameters
+from orchestrator.campaign.settings import CampaignSettings
 from orchestrator.config import (
     RunConfig,
     build,
-    check_name,
     compose,
     find_file,
     flatten,
@@ -32,12 +32,11 @@ from orchestrator.config import (
     with_overrides,
 )
 from orchestrator.ladder import VerifyConfig, check_attacks
-from orchestrator.parameters import GridParameter, Parameter, SearchSpace, Values
+from orchestrator.parameters import GridParameter, Parameter, Sampled, SearchSpace
 from orchestrator.search_settings import (
     BudgetConfig,
     FinalConfig,
     GoalConfig,
-    ResourcesConfig,
     SchedulerConfig,
     SearcherConfig,
     SearchSettings,
@@ -52,67 +51,6 @@ UNEQUAL = ("warm_start",)
 TUNING_KEYS = [
     f.name for f in dataclasses.fields(SearchSettings) if f.name not in (*NOT_TUNING, *UNEQUAL)
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrimaryConfig:
-    """The number that the comparisons are about, fixed before the first trial."""
-
-    metric: Literal["robust_accuracy", "clean_accuracy"] = "robust_accuracy"
-    attack: str = "pgd20"
-    """By name, in the ball of the evaluation attack; every replicate is measured with it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CampaignSettings:
-    """The keys of a campaign file."""
-
-    description: str = ""
-    recipe: str = "digits"
-    """The run that every method changes: a recipe by name or file."""
-    overrides: dict[str, Any] = field(default_factory=lambda: Values())
-    """Fixed settings on top of the recipe, the same for all methods, by dotted key."""
-    methods: dict[str, Any] = field(default_factory=lambda: Values())
-    """Method → the dotted settings that make it."""
-    pairs: dict[str, Any] = field(default_factory=lambda: Values())
-    """Method → the one it is compared with: the difference is the first less the second."""
-    tuning: dict[str, Any] = field(default_factory=lambda: Values())
-    """A search's own keys, for every method alike: searcher, scheduler, num_trials, budget, seed,
-    objective, ladder, parameters, baselines. A method does not search over what it sets, nor over
-    a parameter whose ``when`` its settings do not meet. Without parameters nothing is tuned.
-    ``seed`` is the searcher's and what its trials train with."""
-    seeds: list[int] = field(default_factory=lambda: list[int]())
-    """What every method's replicates train with: the same for all, so that they pair."""
-    primary: PrimaryConfig = field(default_factory=PrimaryConfig)
-    report_attacks: list[str] = field(default_factory=lambda: list[str]())
-    """Further attacks that every replicate is measured with."""
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
-    """Of one trial, and of one replicate."""
-    max_concurrent: int | None = None
-    """Of those at a time; default: what the cluster holds."""
-
-    def __post_init__(self) -> None:
-        check(len(self.methods) >= 2, "methods", list(self.methods), "at least two to compare")
-        for method in self.methods:
-            check_name("methods", method)
-            check("." not in method, "methods", method, "no '.' in a method's name")
-        check(bool(self.pairs), "pairs", self.pairs, "at least one, as in morel-trades: trades")
-        for first, second in self.pairs.items():
-            for method in (first, second):
-                known = suggestion(str(method), list(self.methods))
-                check(method in self.methods, f"pairs.{first}", second, f"not a method; {known}")
-            check(first != second, f"pairs.{first}", second, "another method than itself")
-        few = "at least two, all different and >= 0: intervals come from their spread"
-        right = len(set(self.seeds)) == len(self.seeds) >= 2 and min(self.seeds) >= 0
-        check(right, "seeds", self.seeds, few)
-        attacks = self.attacks
-        twice = "each attack once, the primary one not among them"
-        check(len(set(attacks)) == len(attacks), "report_attacks", self.report_attacks, twice)
-
-    @property
-    def attacks(self) -> list[str]:
-        """What every replicate is measured with, the primary attack first."""
-        return [self.primary.attack, *self.report_attacks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +284,7 @@ def _check_fixed(
     for prefix, values in (("overrides.", flatten(settings.overrides)), ("", run_given)):
         for key, value in values.items():
             check(key != "seed", prefix + key, value, "the campaign's seeds and tuning.seed say")
-            theirs = f"methods.{made.get(key)} sets it: change it there"
+            theirs = f"methods.{made.get(key)} sets it: change it there, or overrides.{key}"
             check(bool(prefix) or key not in made, prefix + key, value, theirs)
 
 
@@ -367,6 +305,8 @@ def _search(
     if entries:
         run = with_overrides(compose(settings.recipe), {**fixed, **run_given})
         own = fit_parameters(parameters, entries, made, flatten(to_dict(run)))
+        some = any(isinstance(parameters[name], Sampled) for name in own)
+        check(some, "parameters", list(entries), "some that every method reads, or none at all")
     tuning = {k: v for k, v in settings.tuning.items() if entries and k != "parameters"}
     baselines = tuning.pop("baselines", None) or {PAPER: {}}
     mapping = {
@@ -402,11 +342,7 @@ def _blamed(error: ConfigError, method: str, settings: CampaignSettings) -> Conf
 
 
 def _check_budget(settings: CampaignSettings, searches: Mapping[str, SearchConfig]) -> None:
-    """Every method is tuned, with as many trials, and what tuning chooses can be trained anew."""
-    for method, search in searches.items():
-        nothing = f"some that method {method} reads too: all methods are tuned, or none"
-        names = list(settings.tuning["parameters"])
-        check(bool(search.space.sampled), "tuning.parameters", names, nothing)
+    """Every method has as many trials, and what tuning chooses can be trained anew."""
     totals = {method: search.total_trials for method, search in searches.items()}
     same = f"as many trials for every method, not {totals}: a grid multiplies them"
     check(len(set(totals.values())) == 1, "tuning.num_trials", max(totals.values()), same)

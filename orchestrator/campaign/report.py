@@ -6,11 +6,8 @@ seeds: they speak of training again, on the same data and the same test images.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +24,6 @@ from orchestrator.budget import Cost
 from orchestrator.campaign.definition import CampaignConfig
 from orchestrator.campaign.outcomes import MethodOutcome, Replicate, Tuning
 from orchestrator.config import flatten
-from orchestrator.evaluation_view import duration
 from orchestrator.records import environment_tags
 
 
@@ -60,6 +56,10 @@ class MethodRow:
     """Recorded metric → its mean over them; None with fewer than two."""
     lost: list[str]
     """Replicates without numbers, and why."""
+
+    def numbers(self, metric: str) -> dict[int, float]:
+        """Seed → ``metric``, of the replicates that have it."""
+        return {run.seed: run.test[metric] for run in self.replicates if run.test}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,7 @@ def compare_pairs(campaign: CampaignConfig, rows: Mapping[str, MethodRow]) -> li
     tests: list[PairedT | None] = []
     shared: list[list[int]] = []
     for first, second in campaign.pairs.items():
-        numbers = [_numbers(rows[method], campaign.primary_metric) for method in (first, second)]
+        numbers = [rows[method].numbers(campaign.primary_metric) for method in (first, second)]
         shared.append([seed for seed in campaign.seeds if all(seed in n for n in numbers)])
         tests.append(_paired(rows[first], rows[second], campaign.primary_metric))
     corrected = holm([test.p_value if test else 1.0 for test in tests])
@@ -192,12 +192,8 @@ def compare_pairs(campaign: CampaignConfig, rows: Mapping[str, MethodRow]) -> li
     return comparisons
 
 
-def _numbers(row: MethodRow, metric: str) -> dict[int, float]:
-    return {run.seed: run.test[metric] for run in row.replicates if run.test}
-
-
 def _paired(first: MethodRow, second: MethodRow, metric: str) -> PairedT | None:
-    a, b = _numbers(first, metric), _numbers(second, metric)
+    a, b = first.numbers(metric), second.numbers(metric)
     seeds = [seed for seed in a if seed in b]
     return paired_t([a[s] for s in seeds], [b[s] for s in seeds]) if len(seeds) > 1 else None
 
@@ -265,7 +261,7 @@ def report_metrics(report: Report) -> dict[str, float]:
     return metrics
 
 
-# --- tables --------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def metric_name(metric: str) -> str:
@@ -282,180 +278,3 @@ def signed(value: float) -> str:
 def p_text(p: float) -> str:
     """``0.031``, or ``< 0.001``."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def spent(cost: Cost | None) -> str:
-    """``3 min 12 s`` of GPUs, or of CPUs where none were used."""
-    if cost is None:
-        return "–"
-    return (
-        f"{duration(cost.gpu_seconds)} GPU"
-        if cost.gpu_seconds
-        else f"{duration(cost.cpu_seconds)} CPU"
-    )
-
-
-def method_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows: per cent, mean ± standard deviation [95 % interval of the mean]."""
-
-    def cell(row: MethodRow, metric: str) -> str:
-        mean = row.means[metric]
-        if mean is None:
-            values = [100 * value for value in _numbers(row, metric).values()]
-            return f"{values[0]:.2f} (one seed)" if values else "–"
-        center, spread = 100 * mean.mean, 100 * mean.deviation
-        return f"{center:.2f} ± {spread:.2f} [{100 * mean.low:.2f}, {100 * mean.high:.2f}]"
-
-    heading = [
-        "method",
-        *(f"{metric_name(m)} %{' *' if m == report.primary else ''}" for m in report.metrics),
-        "seeds",
-        "tuning",
-        "replicates",
-    ]
-    rows = [
-        [
-            row.method,
-            *(cell(row, metric) for metric in report.metrics),
-            f"{row.measured} of {len(report.seeds)}",
-            f"{row.tuning.trials} trials, {spent(row.tuning.cost)}" if row.tuning else "–",
-            spent(row.replicates_cost),
-        ]
-        for row in report.methods
-    ]
-    return heading, rows
-
-
-def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows: points, first less second."""
-
-    def interval(test: PairedT | None) -> str:
-        if test is None:
-            return "–"
-        return f"{signed(test.difference)} [{signed(test.low)}, {signed(test.high)}]"
-
-    others = [metric for metric in report.metrics if metric != report.primary]
-    heading = [
-        "difference",
-        f"{metric_name(report.primary)} *",
-        "p",
-        f"p (Holm, {len(report.comparisons)})",
-        "detectable",
-        "pairs",
-        *(metric_name(metric) for metric in others),
-    ]
-    rows = [
-        [
-            f"{pair.first} − {pair.second}",
-            interval(pair.primary),
-            p_text(pair.primary.p_value) if pair.primary else "–",
-            p_text(pair.p_holm) if pair.p_holm is not None else "–",
-            f"{100 * pair.detectable:.2f}" if pair.detectable is not None else "–",
-            f"{len(pair.seeds)} of {len(report.seeds)}",
-            *(interval(pair.others[metric]) for metric in others),
-        ]
-        for pair in report.comparisons
-    ]
-    return heading, rows
-
-
-def settings_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Heading and rows: what makes each method, and what its tuning chose."""
-
-    def listed(values: Mapping[str, Any]) -> str:
-        return ", ".join(f"{key} = {_short(value)}" for key, value in values.items()) or "–"
-
-    heading = ["method", "is", "chosen by tuning"]
-    rows = [
-        [row.method, listed(row.given), listed(row.tuning.settings) if row.tuning else "–"]
-        for row in report.methods
-    ]
-    return heading, rows
-
-
-def lost_lines(report: Report) -> list[str]:
-    """Every replicate without numbers, and every pair that therefore is missing."""
-    lines = [f"{row.method}, {why}" for row in report.methods for why in row.lost]
-    for pair in report.comparisons:
-        if pair.left_out:
-            seeds = ", ".join(map(str, pair.left_out))
-            lines.append(f"{pair.first} − {pair.second}: left out seed {seeds}")
-    return lines
-
-
-def head_lines(report: Report) -> list[str]:
-    """What was fixed beforehand, in sentences."""
-    fixed, seeds = report.registration, ", ".join(map(str, report.seeds))
-    images = "no" if report.num_images is None else f"{report.num_images}"
-    return [
-        f"Primary number (*): {metric_name(report.primary)} on {images} test images, each "
-        f"network measured once; seeds {seeds}, the same for every method.",
-        f"Fixed beforehand: {fixed.time}, SHA-256 {fixed.sha256[:16]}, commit "
-        f"{_short_commit(fixed)}, code {fixed.code}.",
-    ]
-
-
-def _short_commit(fixed: Registration) -> str:
-    commit, _, dirty = fixed.commit.partition("-")
-    return f"{commit[:12]}{dirty and ' with changes'}"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_short(entry) for entry in value)}]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def to_markdown(report: Report) -> str:
-    """The whole report."""
-    lost = lost_lines(report)
-    parts = [
-        f"# {report.campaign}",
-        *([report.description] if report.description else []),
-        *head_lines(report),
-        _markdown(*method_table(report)),
-        "Per cent: mean ± standard deviation over seeds [95 % interval of the mean].",
-        _markdown(*comparison_table(report)),
-        "Points, first less second [95 % interval].",
-        _bullets([pair.sentence for pair in report.comparisons]),
-        *(["Without numbers:", _bullets(lost)] if lost else []),
-        _markdown(*settings_table(report)),
-        _bullets(report.notes),
-        f"Device: {report.environment['device']}; torch {report.environment['version.torch']}.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def to_json(report: Report) -> str:
-    """The whole report, unrounded; accuracies in [0, 1]."""
-    return json.dumps(dataclasses.asdict(report), indent=2)
-
-
-def to_csv(report: Report) -> str:
-    """One line a replicate, unrounded: what all else can be computed from."""
-    stream = io.StringIO()
-    fields = ["method", "seed", "run_id", "lost", *report.metrics, "seconds", "device"]
-    writer = csv.DictWriter(stream, fields, lineterminator="\n", restval="")
-    writer.writeheader()
-    for row in report.methods:
-        for run in row.replicates:
-            numbers = {metric: run.test[metric] for metric in report.metrics if run.test}
-            about = {"run_id": run.run_id, "lost": run.lost, "device": run.device}
-            writer.writerow(
-                {"method": row.method, "seed": run.seed, "seconds": run.seconds, **about, **numbers}
-            )
-    return stream.getvalue()
-
-
-def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    # A star would be read as the beginning of emphasis, a bar as the end of a cell.
-    cells = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

@@ -25,10 +25,8 @@ from orchestrator.campaign.report import (
     Report,
     build_report,
     report_metrics,
-    to_csv,
-    to_json,
-    to_markdown,
 )
+from orchestrator.campaign.tables import to_csv, to_json, to_markdown
 from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.fingerprint import code_hash
 from orchestrator.identity import check_identity

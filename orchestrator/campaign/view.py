@@ -11,14 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.campaign.report import (
-    comparison_table,
-    head_lines,
-    lost_lines,
-    method_table,
-    metric_name,
-)
+from orchestrator.campaign.report import metric_name
 from orchestrator.campaign.run import CampaignResult
+from orchestrator.campaign.tables import comparison_table, head_lines, lost_lines, method_table
 from orchestrator.config import tracking_uri
 from orchestrator.progress import SearchProgress, print_where
 from orchestrator.records import ladder_label

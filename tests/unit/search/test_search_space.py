@@ -289,7 +289,6 @@ def test_check_resources(load):
         "attack_strength",
         "optimisation",
         "full",
-        "ablation",
         "smoke",
         "demo",
     ],
@@ -316,23 +315,12 @@ def test_packaged_search(name):
     assert config.optimizer == recipe.optimizer
 
 
-def test_ablation_leaves_out_one_part_at_a_time():
-    search = load_search("ablation")
-    assert search.total_trials == 15
-    runs = {name: search.trial_config(params) for name, params in search.planned()[:15:3]}
-    assert list(runs) == ["paper", "no_robustness", "no_contrastive", "no_attention", "plain"]
-    assert runs["no_robustness"].objective.preference == (0.0, 1.0)
-    assert runs["no_contrastive"].objective.alpha == 0.0
-    assert not runs["no_attention"].model.attention
-    assert not runs["plain"].objective.morel
-    assert {search.trial_config(params).seed for _, params in search.planned()[:15]} == {0, 1, 2}
-
-
-def test_trials_of_a_baseline_are_told_apart_by_the_grid():
-    space = load_search("ablation").space
-    params = {**space.baseline_params("plain"), "seed": 2}
-    assert space.label_of("plain", params) == "plain seed=2"
-    assert load_search("smoke").space.label_of("paper", {"objective.alpha": 1e-5}) == "paper"
+def test_trials_of_a_baseline_are_told_apart_by_the_grid(load):
+    space = load(
+        ALPHA.replace("baselines", "  seed: {type: grid, values: [1, 2]}\nbaselines")
+    ).space
+    assert space.label_of("paper", {"objective.alpha": 1e-5, "seed": 2}) == "paper seed=2"
+    assert load(ALPHA).space.label_of("paper", {"objective.alpha": 1e-5}) == "paper"
 
 
 def test_demo_is_eight_trials_with_early_stopping():
