@@ -298,7 +298,8 @@ def parallel(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def config(folder: Path, *overrides: str) -> SearchConfig:
     """The benchmark's search, recorded in ``folder``."""
-    return load_search(str(SPACE), [f"storage_path={folder}", "name=search", *overrides])
+    own = (f"storage_path={folder}", "name=search", "reuse=false")  # each trial is to be trained
+    return load_search(str(SPACE), [*own, *overrides])
 
 
 BENCHMARKS = {"thousand": thousand, "overhead": overhead, "parallel": parallel}

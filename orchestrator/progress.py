@@ -67,7 +67,7 @@ def trial_table(
     for trial in trials:
         mark = "+ " if trial.run_id in members else ""
         mark = "* " if winner is not None and trial.run_id == winner.run_id else mark
-        ended = [trial.reason or trial.state, *(f"again: {why}" for why in trial.retries)]
+        ended = [trial.reason or trial.state, *_remarks(trial)]
         cells = [
             str(trial.number),
             Text(mark + trial.label),
@@ -96,6 +96,12 @@ def front_table(search: SearchConfig, trials: Sequence[Trial]) -> Table:
     for row in rows:
         table.add_row(*map(Text, row.values()))  # a label may hold brackets
     return table
+
+
+def _remarks(trial: Trial) -> list[str]:
+    """What else there is to say of it: why it was run again, whose training it took over."""
+    twin = [f"taken over from {trial.twin}"] if trial.twin else []
+    return [*twin, *(f"again: {why}" for why in trial.retries)]
 
 
 def _verified_cell(trial: Trial) -> Text:
@@ -147,7 +153,7 @@ class SearchProgress:
 
     def _line(self, trial: Trial) -> str:
         head = f"trial {trial.number}/{self.total} {trial.label}: "
-        head += f"(again: {trial.retries[-1]}) " if trial.retries else ""
+        head += "".join(f"({remark}) " for remark in _remarks(trial))
         if not trial.last and not trial.reason:
             return head + "started"
         if trial.standing:

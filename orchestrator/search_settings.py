@@ -215,6 +215,9 @@ class SearchSettings:
     """Earlier searches, by name, whose trials in MLflow the searcher learns from."""
     seed: int = 0
     """Of the searcher. What trials train with is the recipe's own ``seed``."""
+    reuse: bool = True
+    """Take over trials, and verifications, of earlier searches in the same ``storage_path`` that
+    have the same settings, seed, data, code and number of workers. Not with the scheduler pbt."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     ladder: LadderConfig = field(default_factory=LadderConfig)
     final: FinalConfig = field(default_factory=FinalConfig)

@@ -19,6 +19,7 @@ from orchestrator.population import Population
 from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
 from orchestrator.search_space import SearchConfig
 from orchestrator.tracking import Recorder
+from orchestrator.twins import TRAINED, TWIN
 
 if TYPE_CHECKING:
     from orchestrator.selection import Verified
@@ -86,6 +87,11 @@ class Trial:
     def measured(self) -> bool:
         """Whether there is a best epoch."""
         return "best_epoch" in self.last
+
+    @property
+    def twin(self) -> str:
+        """Run id of the trial whose training it took over, if it did."""
+        return str(self.last.get(TWIN, ""))
 
     @property
     def rung(self) -> int:
@@ -337,7 +343,8 @@ class TrialBook:
         checkpoint = tune_trial.checkpoint
         inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
         path = inner or (checkpoint.path if checkpoint is not None else None)
-        if path:
+        # One stopped while its twin's epochs were told again has a network that knows later ones.
+        if path and trial.last.get(TRAINED, 0) <= trial.epoch:
             trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
 
     def retry(self, tune_trial: Any) -> None:
@@ -377,6 +384,7 @@ class TrialBook:
                 "morel.checkpoint": trial.checkpoint or "",
                 **self._judged(trial),
                 **self._retry_tags(trial),
+                **({"morel.twin": trial.twin} if trial.twin else {}),
             },
         )
         self._ended(trial)

@@ -24,11 +24,13 @@ from orchestrator.final import measure_on_test
 from orchestrator.front import FrontRecord
 from orchestrator.identity import check_identity
 from orchestrator.ladder import milestones
+from orchestrator.reuse import find_twins, note_twin
 from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.selection import choose, summary_note
 from orchestrator.staging import Staged, stage
 from orchestrator.tracking import DatasetPayload, Recorder
 from orchestrator.trials import Trial, TrialBook, View, trial_folder_name
+from orchestrator.twins import Twins
 from orchestrator.validate import check_fits
 from orchestrator.verify import record_verified, verify_candidates
 from orchestrator.warm_start import Known, KnownTrial, known_trials
@@ -36,7 +38,7 @@ from orchestrator.watch import Watch
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
-    *("budget", "max_concurrent", "source", "description"),
+    *("budget", "max_concurrent", "reuse", "source", "description"),
     *("ladder.verify.top", "ladder.verify.attacks", "ladder.verify.num_images", "final"),
     *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
 }
@@ -96,7 +98,14 @@ def tune(
     started = time.perf_counter()
     search_id = str(base.name)
     front = FrontRecord(search, recorder)
-    book = TrialBook(search, recorder, view, on_end=front.add)
+    twins = find_twins(search, data.fingerprint)
+
+    def ended(trial: Trial) -> None:
+        front.add(trial)
+        if twins is not None:
+            note_twin(twins, search, trial)
+
+    book = TrialBook(search, recorder, view, on_end=ended)
     watch = Watch(book)
     try:
         known = _known(search, view, dataset)
@@ -127,10 +136,10 @@ def tune(
             staged = stage(base.data, data)
             del data  # from here on it lies in Ray's object store
             with front.kept_up():
-                _fit(search, watch, there, known.trials, make_trainable(search, staged))
+                _fit(search, watch, there, known.trials, make_trainable(search, staged, twins))
             watch.state = "verifying"
             if search.ladder.verify.top:
-                verify_candidates(search, book)
+                verify_candidates(search, book, twins)
             winner = choose(search, book.trials)
             record_verified(book.trials, winner, recorder)
             watch.state = "testing"
@@ -264,29 +273,29 @@ def trial_folder(trial: Any) -> str:
     return trial_folder_name(trial.trial_id)
 
 
-def make_trainable(search: SearchConfig, staged: Staged) -> Any:
+def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) -> Any:
     """The trainable with its resources: in a reused actor, or through Ray Train."""
     from ray import tune as ray_tune
 
     from orchestrator import worker
     from orchestrator.population_trial import population_trial
 
-    base = to_dict(search.base)
     training, evaluation = search.base.training, search.base.evaluation
-    saved_at = milestones(search.scheduler, training.epochs, evaluation.every)
-    if search.resources.workers > 1:
-        in_step = search.scheduler.name == "pbt"
-        function = population_trial if in_step else worker.multi_worker_trial
-        trainable = ray_tune.with_parameters(
-            function, base=base, milestones=saved_at, staged=staged
-        )
+    given = {
+        "base": to_dict(search.base),
+        "milestones": milestones(search.scheduler, training.epochs, evaluation.every),
+        "staged": staged,
+    }
+    asked = search.resources
+    if asked.workers > 1:
+        if search.scheduler.name == "pbt":
+            trainable = ray_tune.with_parameters(population_trial, **given)
+        else:
+            trainable = ray_tune.with_parameters(worker.multi_worker_trial, twins=twins, **given)
         # The workers ask for theirs themselves: this is the driver function's alone.
         driver = ray_tune.PlacementGroupFactory([driver_resources()])
         return ray_tune.with_resources(trainable, driver)
-    trainable = ray_tune.with_parameters(
-        worker.MorelTrial, base=base, milestones=saved_at, staged=staged
-    )
-    asked = search.resources
+    trainable = ray_tune.with_parameters(worker.MorelTrial, twins=twins, **given)
     resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
     return ray_tune.with_resources(trainable, resources)
 

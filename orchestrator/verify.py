@@ -6,6 +6,7 @@ a search that is resumed does not measure it again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,13 +19,15 @@ from orchestrator.search_space import SearchConfig
 from orchestrator.selection import VERIFYING, Verified, honest, ranked, why_lost
 from orchestrator.tracking import Recorder
 from orchestrator.trials import Trial, TrialBook, run_of
+from orchestrator.twins import Twins
 
 
-def verify_candidates(search: SearchConfig, book: TrialBook) -> None:
+def verify_candidates(search: SearchConfig, book: TrialBook, twins: Twins | None = None) -> None:
     """Verify the best trials, until ``ladder.verify.top`` of them show no masked gradients.
 
     One that is flagged, or cannot be measured, gives its place to the next by search number. Of a
-    trade-off the front's are verified; without one that is flagged, others may come onto it.
+    trade-off the front's are verified; without one that is flagged, others may come onto it. What
+    an earlier search found of the same network is taken over, where there are ``twins``.
     """
     import ray
 
@@ -35,7 +38,7 @@ def verify_candidates(search: SearchConfig, book: TrialBook) -> None:
             trial = next(waiting, None)
             if trial is None:
                 break
-            trial.verified = _kept(search, trial)
+            trial.verified = _kept(search, trial, twins)
             if trial.verified is not None:
                 trial.standing = standing(trial.verified)
             else:
@@ -51,7 +54,8 @@ def verify_candidates(search: SearchConfig, book: TrialBook) -> None:
         except Exception as error:  # one candidate less: the search goes on
             trial.standing = f"its verification failed: {failure_reason(error)}"
         else:
-            storage.write(_place(search, trial), document.encode())
+            for place in _places(search, trial, twins):
+                storage.write(place, document.encode())
             trial.verified = Verified.from_json(document)
             trial.standing = standing(trial.verified)
         book.show()
@@ -100,18 +104,33 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
     return task.remote(config, Checkpoint(trial.checkpoint), verify.attacks, verify.num_images)
 
 
-def _place(search: SearchConfig, trial: Trial) -> str:
-    """A finished search may be verified once more with other attacks or images."""
+def _places(search: SearchConfig, trial: Trial, twins: Twins | None) -> list[str]:
+    """Where it is kept: beside the search, and for all searches, under the network.
+
+    A finished search may be verified once more with other attacks or images.
+    """
     base, verify = search.base, search.ladder.verify
-    how = json.dumps([verify.attacks, verify.num_images]).encode()
-    name = f"{trial.run_id.rpartition('/')[2]}-{hashlib.sha256(how).hexdigest()[:8]}"
-    return f"{base.storage_path}/{base.name}/verified/{name}.json"
+    how = [verify.attacks, verify.num_images]
+    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
+    name = f"{trial.run_id.rpartition('/')[2]}-{digest}"
+    places = [f"{base.storage_path}/{base.name}/verified/{name}.json"]
+    if twins is not None:
+        assert trial.checkpoint is not None  # `ranked` takes no other
+        run = run_of(search, trial)
+        measured = run.evaluation
+        how += [dataclasses.asdict(measured.attack), measured.seed, measured.batch_size]
+        shared = twins.verified(run, trial.checkpoint, how)
+        places += [shared] if shared else []
+    return places
 
 
-def _kept(search: SearchConfig, trial: Trial) -> Verified | None:
+def _kept(search: SearchConfig, trial: Trial, twins: Twins | None) -> Verified | None:
     """What an earlier command found; None if there is nothing, or half a file."""
-    text = storage.read_text(_place(search, trial))
-    try:
-        return Verified.from_json(text) if text else None
-    except (ValueError, KeyError):
-        return None
+    for place in _places(search, trial, twins):
+        text = storage.read_text(place)
+        try:
+            if text:
+                return Verified.from_json(text)
+        except (ValueError, KeyError):
+            continue
+    return None

@@ -31,6 +31,7 @@ from orchestrator.config import RunConfig, build, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.retries import CHANGES
 from orchestrator.staging import Staged, same_images
+from orchestrator.twins import TRAINED, TWIN, Twin, Twins, take_over, whole
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
 WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
@@ -81,12 +82,13 @@ def train_loop(loop_config: dict[str, Any]) -> None:
 
     Args:
         loop_config: ``config``, the run's plain values; ``milestones``, epochs to save at;
-            ``staged``, its data set; for a stretch of a longer run ``stretch``, see
-            `orchestrator.population_trial.Stretch`.
+            ``staged``, its data set; ``twin``, a trial to take over where there is no checkpoint;
+            for a stretch of a longer run ``stretch``, see `orchestrator.population_trial.Stretch`.
     """
     config, milestones = config_from(loop_config["config"]), loop_config["milestones"]
     stretch: dict[str, Any] = loop_config.get("stretch", {})
     staged: Staged = loop_config["staged"]
+    twin: Twin | None = loop_config.get("twin")
     set_threads(config.scaling.cpus_per_worker)
     from ray.train.torch import get_device
 
@@ -99,14 +101,17 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     if start is not None:
         with start.as_directory() as folder:
             trainer.load(folder)
+    else:
+        again = take_over(trainer, twin)
     if stretch:  # what was trained before this process was lost, but not reported
         again = [metrics for metrics in trainer.history if metrics["epoch"] > stretch["after"]]
     is_first = train.get_context().get_world_rank() == 0
     saved = time.monotonic()
     for report in up_to(stretch.get("last"), reports(trainer, again)):
-        report |= circumstances(trainer)
+        report |= circumstances(trainer, twin)
         due = trainer.done or report["epoch"] in milestones
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
+        due &= report["epoch"] == trainer.epoch  # else it is told again, and trained further
         validated = config.evaluation.asynchronous and trainer.is_measured and not trainer.diverged
         if not (is_first and (due or validated)):
             train.report(report)
@@ -122,12 +127,13 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         saved = time.monotonic()
 
 
-def circumstances(trainer: Trainer) -> dict[str, Any]:
-    """What a report says beside the numbers: where they were made, and how."""
+def circumstances(trainer: Trainer, twin: Twin | None = None) -> dict[str, Any]:
+    """What a report says beside the numbers: where and how they were made, and by whom."""
     slices = trainer.config.training.micro_batches
     return {
         "device": device_name(trainer.device),
         "batchnorm_slices": slices if slices > 1 and has_batchnorm(trainer.net) else 0,
+        **({TWIN: twin.run_id, TRAINED: trainer.epoch} if twin is not None else {}),
     }
 
 
@@ -159,12 +165,13 @@ class MorelTrial(tune.Trainable):
         base: dict[str, Any] | None = None,
         milestones: list[int] | None = None,
         staged: Staged | None = None,
+        twins: Twins | None = None,
     ) -> None:
         """Build the trainer of this trial: the search's base config with the trial's overrides."""
         if base is not None:
             self.base = config_from(base)
             self.milestones = milestones or []
-            self.staged = staged
+            self.staged, self.twins = staged, twins
             self.data: Dataset | None = None
         self.failure: MorelError | None = None
         try:
@@ -181,7 +188,8 @@ class MorelTrial(tune.Trainable):
         self.trainer = Trainer(run, data=self.data, device=device)
         self.known_epoch: int | None = None
         self.data = self.trainer.data
-        self.reports = reports(self.trainer)
+        self.twin = whole(self.twins.find(run)) if self.twins is not None else None
+        self.reports = reports(self.trainer, take_over(self.trainer, self.twin))
         self.saved = time.monotonic()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -200,9 +208,10 @@ class MorelTrial(tune.Trainable):
         done = self.trainer.done and report["epoch"] == self.trainer.epoch
         due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
         due |= report["epoch"] in self.milestones or done
+        due &= report["epoch"] == self.trainer.epoch  # else it is told again, and trained further
         return {
             **report,
-            **circumstances(self.trainer),
+            **circumstances(self.trainer, self.twin),
             "done": done,
             SHOULD_CHECKPOINT: due,
         }
@@ -238,6 +247,8 @@ class MorelTrial(tune.Trainable):
             return
         known = self.trainer.epoch if self.known_epoch is None else self.known_epoch
         again = [metrics for metrics in self.trainer.history if metrics["epoch"] > known]
+        if not again:  # else it may have been saved while its twin's epochs were told again
+            self.twin = None
         if self.trainer.done and not again:  # Tune was not told of the end: it hears it again
             again = self.trainer.history[-1:]
         self.reports = reports(self.trainer, again)
@@ -263,25 +274,31 @@ def newest_left(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
 
 
 def multi_worker_trial(
-    config: dict[str, Any], base: dict[str, Any], milestones: list[int], staged: Staged
+    config: dict[str, Any],
+    base: dict[str, Any],
+    milestones: list[int],
+    staged: Staged,
+    twins: Twins | None = None,
 ) -> None:
     """A trial of several workers: Ray Train inside a Tune function."""
     try:
         run = run_of(config_from(base), config)
+        twin = whole(twins.find(run)) if twins is not None else None
+        how = {"milestones": milestones, "staged": staged, "twin": twin}
         with address_passed_on():
-            _workers(run, milestones, staged).fit()
+            _workers(run, how).fit()
     except Exception as error:
         if not repeats(failure_reason(error)):
             raise
         tune.report(failed(error))
 
 
-def _workers(run: RunConfig, milestones: list[int], staged: Staged) -> TorchTrainer:
-    """Ray Train for the workers of a trial."""
+def _workers(run: RunConfig, how: dict[str, Any]) -> TorchTrainer:
+    """Ray Train for the workers of a trial; ``how`` is the rest of their `train_loop`'s config."""
     trial = tune.get_context().get_trial_id()
     return TorchTrainer(
         train_loop,
-        train_loop_config={"config": to_dict(run), "milestones": milestones, "staged": staged},
+        train_loop_config={"config": to_dict(run), **how},
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints

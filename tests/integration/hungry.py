@@ -60,6 +60,16 @@ def multi_worker_trial(*arguments: Any, **settings: Any) -> None:
     worker.multi_worker_trial(*arguments, **settings)
 
 
+def measure_verified(*arguments: Any) -> str:
+    """`worker.measure_verified`, in a process that knows the model."""
+    return worker.measure_verified(*arguments)
+
+
+def no_measurement(*arguments: Any) -> str:
+    """Stands in for `worker.measure_verified` where nothing is left to be verified."""
+    raise AssertionError("it is verified once more")
+
+
 def measure_final(*arguments: Any) -> dict[str, Any]:
     """`worker.measure_final`, in a process that knows the model."""
     return worker.measure_final(*arguments)

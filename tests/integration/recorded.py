@@ -29,3 +29,9 @@ def one(storage: Path, run_id: str) -> Run:
 def steps(storage: Path, run: Run, metric: str) -> list[int]:
     """The steps at which a metric was recorded."""
     return [m.step for m in client(storage).get_metric_history(run.info.run_id, metric)]
+
+
+def history(storage: Path, run: Run, metric: str) -> list[tuple[int, float]]:
+    """Each recorded (step, value) of a metric."""
+    found = client(storage).get_metric_history(run.info.run_id, metric)
+    return [(m.step, m.value) for m in found]

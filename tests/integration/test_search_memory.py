@@ -29,6 +29,7 @@ SPACE: dict[str, Any] = {
         "checkpoint.every_seconds": 0,
     },
     "scheduler": {"name": "none"},
+    "ladder": {"verify": {"top": 1, "attacks": ["fgsm"]}},
     "num_trials": 3,
     "parameters": {"model.holds": {"type": "choice", "values": [16, 32, 64]}},
     "baselines": {
@@ -45,6 +46,7 @@ def workers_know_the_model() -> Any:
         for name, known in (
             ("MorelTrial", hungry.Trial),
             ("multi_worker_trial", hungry.multi_worker_trial),
+            ("measure_verified", hungry.measure_verified),
             ("measure_final", hungry.measure_final),
         ):
             patch.setattr(worker, name, known)
@@ -59,10 +61,7 @@ def search(storage: Path, folder: Path, name: str, **keys: Any) -> SearchConfig:
 
 @pytest.fixture(scope="module")
 def result(
-    local_ray: Any,
-    workers_know_the_model: Any,
-    shared_storage: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    local_ray: Any, workers_know_the_model: Any, shared_storage: Path, tmp_path_factory: Any
 ) -> SearchResult:
     return tune(search(shared_storage, tmp_path_factory.mktemp("spaces"), "hungry"))
 
@@ -82,3 +81,25 @@ def test_a_trial_out_of_memory_goes_on_in_micro_batches(
     assert "training.micro_batches = 2, not 1: BatchNorm" in run.data.tags["morel.differs"]
     assert recorded.steps(shared_storage, run, "loss.total") == [1, 2, 3]
     assert "morel.retry" not in recorded.one(shared_storage, enough.run_id).data.tags
+
+
+def test_a_later_search_takes_over_what_is_trained_and_verified(
+    result: SearchResult, workers_know_the_model: Any, shared_storage: Path, tmp_path: Path
+) -> None:
+    workers_know_the_model.setattr(worker, "measure_verified", hungry.no_measurement)
+    one = {"num_trials": 1, "baselines": {"paper": {"model.holds": 64}}}
+    again = tune(search(shared_storage, tmp_path, "again", **one))
+    (trial,), old = again.trials, result.trials[0]
+    assert (trial.twin, trial.state, trial.reason) == (old.run_id, "finished", old.reason)
+    assert trial.verified is not None
+    assert old.verified is not None
+    assert trial.verified.document == old.verified.document
+    assert again.winner is trial
+    runs = [recorded.one(shared_storage, t.run_id) for t in (trial, old)]
+    assert runs[0].data.tags["morel.twin"] == old.run_id
+    # The seconds that each epoch took: trained anew, they would be others.
+    for metric in ("seconds", "loss.total", "holdout.robust.pgd3_linf_0.1"):
+        new, before = (recorded.history(shared_storage, run, metric) for run in runs)
+        assert new == before
+        assert len(new) == 3
+    assert trial.seconds < old.seconds
