@@ -17,6 +17,7 @@ from orchestrator.campaign import run
 from orchestrator.campaign.definition import CampaignConfig, load_campaign
 from orchestrator.campaign.run import CampaignResult, run_campaign
 from orchestrator.cli import main
+from orchestrator.compare import comparison_table, load_runs
 from orchestrator.search_space import SearchConfig
 
 CAMPAIGN: dict[str, Any] = {
@@ -120,6 +121,13 @@ def test_searches_hang_below_the_campaign(result: CampaignResult, shared_storage
     # Written down before the first trial began.
     first = min(run.info.start_time for run in below)
     assert parent.info.start_time <= first
+
+
+def test_compare_shows_a_whole_campaign(result: CampaignResult, shared_storage: Path) -> None:
+    runs = load_runs(f"sqlite:///{shared_storage}/mlflow.db", "morel", "small")
+    rows = comparison_table(runs).rows
+    assert sorted(row.method or "" for row in rows) == ["morel"] * 4 + ["plain"] * 4
+    assert {row.search for row in rows} == set(SEARCHES)
 
 
 def test_repeated_it_runs_nothing_and_says_the_same(

@@ -65,6 +65,21 @@ def runs():
     ]
 
 
+def test_the_methods_of_a_campaign_have_a_column(runs):
+    numbers = measured("best.holdout", 0.9, 0.4)
+    runs += [
+        run("c", {}, kind="campaign"),
+        run("mart", numbers, tags={"morel.campaign": "c", "morel.method": "mart"}),
+    ]
+    table = comparison_table(runs)
+    assert "c" not in [row.name for row in table.rows]  # has no numbers of its own
+    assert {row.name: row.method for row in table.rows}["mart"] == "mart"
+    head, *lines = to_markdown(table).splitlines()
+    column = [cell.strip() for cell in head.split("|")].index("method")
+    (line,) = (line for line in lines if line.startswith("| mart "))
+    assert line.split("|")[column].strip() == "mart"
+
+
 def test_best_first_and_unmeasured_last(runs):
     assert [r.name for r in comparison_table(runs).rows] == ["strong", "weak", "running", "crashed"]
     by_clean = comparison_table(runs, sort="clean_accuracy").rows
