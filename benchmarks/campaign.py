@@ -35,8 +35,6 @@ def main() -> None:
     called = {**settings(args), "overrides": overrides}
     about = record(torch.device("cpu"), called)
     command = " ".join(["morel campaign", args.file, *overrides])
-    for key in ("storage_path", "tracking", "cluster"):
-        fixed["fixed"]["base"].pop(key)
     result = {
         "benchmark": "campaign",
         "command": command,

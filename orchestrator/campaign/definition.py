@@ -19,6 +19,7 @@ from orchestrator import search_space
 from orchestrator.campaign.fitting import fit_baselines, fit_parameters
 from orchestrator.campaign.settings import CampaignSettings
 from orchestrator.config import (
+    NOT_SCIENTIFIC,
     RunConfig,
     build,
     compose,
@@ -117,6 +118,7 @@ class CampaignConfig(CampaignSettings):
         """What is fixed before the first trial, plain: a resumed campaign must agree on it.
 
         Methods and parameters are lists, one leaf each, so that an added one is a difference too.
+        Where it runs and how many trials at a time is left open.
         """
         tuning = {**self.tuning}
         for key in ("parameters", "baselines"):
@@ -129,7 +131,7 @@ class CampaignConfig(CampaignSettings):
             "methods": [f"{m}: {flatten(values or {})}" for m, values in self.methods.items()],
             "tuning": tuning,
             "resources": dataclasses.asdict(self.resources),
-            "base": to_dict(self.base),
+            "base": {k: v for k, v in to_dict(self.base).items() if k not in NOT_SCIENTIFIC},
         }
 
 

@@ -36,11 +36,8 @@ from orchestrator.trials import View
 from orchestrator.tune import SearchResult, tune
 from orchestrator.validate import check_fits
 
-# A resumed campaign may run elsewhere; what it compares stays.
-MAY_CHANGE = {
-    "tuning.max_concurrent",
-    *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
-}
+# A resumed campaign may find its data elsewhere; what it compares stays.
+MAY_CHANGE = {"base.data.root", "base.data.download"}
 REGISTRATION = "fixed_beforehand.json"
 
 

@@ -143,6 +143,12 @@ def test_what_is_fixed_beforehand(load, override):
     assert load(override).fixed() != load().fixed()
 
 
+def test_where_it_runs_is_not_fixed(load, tmp_path):
+    elsewhere = ["name=other", f"storage_path={tmp_path}/there", "max_concurrent=1"]
+    elsewhere += ["tracking.uri=http://h:1", "cluster.address=10.0.0.1:6379"]
+    assert load(*elsewhere).fixed() == load().fixed()
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
