@@ -354,6 +354,10 @@ def _check_budget(settings: CampaignSettings, searches: Mapping[str, SearchConfi
     check(name != "pbt", "tuning.scheduler.name", name, schedule)
     target = any_search.budget.target
     check(target is None, "tuning.budget.target", target, "null: the budget is the same for all")
+    timed = any_search.budget.wall_time_s or any_search.budget.gpu_hours
+    timed = timed or any_search.budget.cpu_hours
+    paid = "false with a budget in time: who finds trained trials would get more of them"
+    check(not (timed and any_search.reuse), "tuning.reuse", True, paid)
     seed = any_search.base.seed
     fresh = f"without tuning.seed = {seed}: settings were chosen by what they did under it"
     check(seed not in settings.seeds, "seeds", settings.seeds, fresh)

@@ -180,6 +180,7 @@ def test_where_it_runs_is_not_fixed(load, tmp_path):
         ({"tuning": tuning(warm_start=["old"])}, r"tuning\.warm_start = .*every method starts"),
         ({"tuning": tuning(recipe="digits")}, r"tuning\.recipe = 'digits': "),
         ({"tuning": tuning(budget={"target": 0.9})}, r"tuning\.budget\.target = 0\.9: null"),
+        ({"tuning": tuning(budget={"cpu_hours": 1.0})}, r"tuning\.reuse = True: false with a"),
         ({"tuning": tuning(scheduler={"name": "pbt"})}, r"tuning\.scheduler\.name = 'pbt'"),
         ({"tuning": {"num_trials": 4}}, r"tuning\.num_trials = 4: nothing is tuned without"),
         ({"overrides": {"seed": 3}}, r"overrides\.seed = 3: the campaign's seeds"),
