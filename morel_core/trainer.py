@@ -227,7 +227,7 @@ class Trainer:
                 config.optimizer, self.epoch - 1 + step / steps, config.training.epochs
             )
             set_learning_rate(self.optimizer, lr)
-            terms, finite = self._step(batch, shares if step == 0 else None)
+            terms, finite = self.step(batch, shares if step == 0 else None)
             for name, value in terms.scalars().items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
             steps_finite += finite
@@ -238,8 +238,11 @@ class Trainer:
         metrics |= {f"loss.{k}": v for k, v in zip(sums, means.tolist(), strict=True)}
         return metrics | {f"gradient_share.{k}": v.item() for k, v in shares.items()}
 
-    def _step(self, batch: Batch, shares: dict[str, Tensor] | None) -> tuple[Terms, Tensor]:
-        """One optimisation step; fills ``shares`` if it is given."""
+    def step(self, batch: Batch, shares: dict[str, Tensor] | None = None) -> tuple[Terms, Tensor]:
+        """One optimisation step of the network in train mode; fills ``shares`` if it is given.
+
+        Returns what `train_step` does.
+        """
         awp = self.config.training.awp
         broadcast_buffers(self.net)
         noise = sliced_randn(

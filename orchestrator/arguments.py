@@ -47,6 +47,10 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     tune = add(commands, "tune", given, "search over a space, recorded in MLflow")
     tune.add_argument("space", help="search space by name (demo, smoke, loss_weights, …) or file")
     force_option(tune)
+    tune.add_argument(
+        "--dry-run", action="store_true",
+        help="print the first trials, what they need and what all would cost; start nothing",
+    )  # fmt: skip
 
     campaign = add(commands, "campaign", given, "compare methods: tune each, replicate, test")
     campaign.add_argument("file", help="campaign by name (paper_comparison, ablation) or file")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.config import RunConfig
+    from orchestrator.search_space import SearchConfig
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -132,6 +133,8 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     progress, results = consoles(arguments)
     search = load_search(arguments.space, overrides)
+    if arguments.dry_run:
+        return dry_tune(arguments, search)
     with SearchProgress(progress, ladder_label(search.base), search.total_trials) as view:
         result = tune(search, view=view, force_code=arguments.force_code)
     if arguments.json:
@@ -139,6 +142,15 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         print_search(results, result)
     return 0 if result.winner is not None else 3
+
+
+def dry_tune(arguments: argparse.Namespace, search: SearchConfig) -> int:
+    """``morel tune --dry-run``."""
+    from orchestrator.dry_run import dry_run, lines
+
+    found = dry_run(search)
+    print(json.dumps(found) if arguments.json else "\n".join(lines(found)))
+    return 0
 
 
 def campaign_command(arguments: argparse.Namespace, overrides: list[str]) -> int:

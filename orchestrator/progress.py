@@ -200,6 +200,7 @@ def search_summary(result: SearchResult) -> dict[str, Any]:
         "attack": evaluation_label(search.base),
         "seconds": result.seconds,
         "cost": vars(result.cost),
+        "cut": result.cut or None,
         "recorded": result.recorded,
         "winner": result.winner.run_id if result.winner else None,
         "front": [trial.run_id for trial in front(search, result.trials)],
@@ -239,6 +240,9 @@ def print_search(console: Console, result: SearchResult) -> None:
     table.title = f"{search.base.name}: {len(result.trials)} trials in {result.seconds:.0f} s"
     table.caption = f"{table.caption}; training cost {result.cost}"
     console.print(table)
+    if result.cut:
+        missing = search.total_trials - len(result.trials)
+        console.print(f"{result.cut}: {missing} of {search.total_trials} trials were not started")
     if members:
         console.print(front_table(search, result.trials))
     for line in result_lines(search, result.trials, winner):

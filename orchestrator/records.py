@@ -200,11 +200,12 @@ def ended_record(recorder: Recorder, run_id: str, *, code_changes: str = "") -> 
         )
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
+        said = str(error) if isinstance(error, KeyboardInterrupt) else ""
         recorder.finish(
             run_id,
             status="KILLED",
-            stop_reason="interrupted; the same command resumes it",
+            stop_reason=said or "interrupted; the same command resumes it",
             tags={"morel.state": "killed"},
         )
         raise

@@ -26,11 +26,16 @@ def saved_trials(folder: str) -> list[Any]:
         # Tune's own pickles, from our owner-only folder.
         return list(ExperimentAnalysis(folder).trials or [])
     except Exception as error:
-        raise MorelError(
-            f"{folder}: Ray Tune's state of this search cannot be read ({error}): its driver was "
-            "killed while it was written; move the newest experiment_state-*.json away to go on "
-            "from the one before, or give the search another name (name=…)"
-        ) from error
+        raise unreadable(folder) from error
+
+
+def unreadable(folder: str) -> MorelError:
+    """What to say where Tune's state is no use."""
+    return MorelError(
+        f"{folder}: Ray Tune's state of this search cannot be read: its driver was killed while it "
+        "was written; move the newest experiment_state-*, search_gen_state-* and searcher-state-* "
+        "away to go on from the ones before (without any, trials are trained anew in their records)"
+    )
 
 
 class TrialSource(SearchGenerator):
@@ -42,19 +47,33 @@ class TrialSource(SearchGenerator):
     Args:
         searcher: who proposes them.
         concurrent: trials at a time.
+        folder: of the search.
         saved: see `saved_trials`.
         closed: nothing is proposed any more: the budget is spent.
     """
 
     def __init__(
-        self, searcher: SpaceSearcher, *, concurrent: int, saved: Sequence[Any], closed: bool
+        self,
+        searcher: SpaceSearcher,
+        *,
+        concurrent: int,
+        folder: str,
+        saved: Sequence[Any],
+        closed: bool,
     ) -> None:
         self._limiter = ConcurrencyLimiter(searcher, max_concurrent=concurrent)
         super().__init__(self._limiter)
         self._proposer = searcher
         self._concurrent = concurrent
+        self._folder = folder
         self._saved = saved
         self._closed = closed
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Begin; Tune would also do so, in silence, where it could not read its state."""
+        if self._saved:
+            raise unreadable(self._folder)
+        super().add_configurations(experiments)
 
     def restore_from_dir(self, dirpath: str) -> None:
         """Take back what was saved; Tune calls this."""

@@ -138,6 +138,7 @@ class TrialBook:
         """Run ids of trials that somebody stopped."""
         self._trials: dict[str, Trial] = {}
         self._run_ids: dict[str, str] = {}
+        self._settled: set[str] = set()
         self._recorded = {
             int(past.tags[NUMBER]): run_id
             for run_id, past in recorder.past.items()
@@ -295,12 +296,18 @@ class TrialBook:
     def adopt(self, tune_trials: Sequence[Any]) -> None:
         """Take in the trials that ended before this driver started."""
         for tune_trial in tune_trials:
-            if tune_trial.trial_id in self._run_ids or not tune_trial.is_finished():
-                trial = self._trials.get(self._run_ids.get(tune_trial.trial_id, ""))
-                if trial is not None and tune_trial.status in ("PAUSED", "PENDING"):
-                    trial.release()  # what waits costs nothing
+            if tune_trial.trial_id in self._settled:
                 continue
-            past = self.recorder.past.get(self.run_id(tune_trial))
+            run_id = self.run_id(tune_trial)
+            trial = self._trials.get(run_id)
+            if trial is not None and tune_trial.status in ("PAUSED", "PENDING"):
+                trial.release()  # what waits costs nothing
+            if not tune_trial.is_finished():
+                continue
+            self._settled.add(tune_trial.trial_id)
+            if trial is not None:
+                continue
+            past = self.recorder.past.get(run_id)
             if tune_trial.status == "ERROR":
                 self.error(tune_trial)
             elif past is not None and past.state in get_args(State):

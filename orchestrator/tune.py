@@ -28,7 +28,7 @@ from orchestrator.reuse import find_twins, note_twin
 from orchestrator.search_space import SearchConfig, check_resources
 from orchestrator.selection import choose, summary_note
 from orchestrator.staging import Staged, stage
-from orchestrator.tracking import DatasetPayload, Recorder
+from orchestrator.tracking import DatasetPayload
 from orchestrator.trials import Trial, TrialBook, View, trial_folder_name
 from orchestrator.twins import Twins
 from orchestrator.validate import check_fits
@@ -60,6 +60,8 @@ class SearchResult:
     """False if MLflow lacks something that waits in the journal."""
     cost: Cost = field(default_factory=Cost)
     """Of all commands of this search."""
+    cut: str = ""
+    """The part of its budget that ended it before its trials were done."""
 
 
 def tune(
@@ -147,7 +149,7 @@ def tune(
             seconds = time.perf_counter() - started
             files = front.finish(winner)
             cost = watch.meter.cost(book.trials)
-            finish_search(search, book.trials, winner, seconds, cost, recorder, artifacts=files)
+            finish_search(search, book, winner, seconds, cost, artifacts=files)
             recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
@@ -157,6 +159,7 @@ def tune(
         winner=winner,
         seconds=seconds,
         cost=cost,
+        cut=book.cut,
         recorded=pending == 0,
     )
 
@@ -234,6 +237,7 @@ def _fit(
         SpaceSearcher(search, known, again=watch.book.unsaved(len(saved))),
         # pbt sees to it itself: paused trials would count as running.
         concurrent=search.total_trials if in_step else watch.concurrent,
+        folder=path,
         saved=saved,
         closed=watch.over(),
     )
@@ -301,16 +305,14 @@ def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) ->
 
 
 def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
-    """Trials at a time: what the cluster holds, or fewer if the search says so.
+    """Trials at a time on the Ray that we are on: what it holds, or fewer if the search says so.
 
     Always a number: without one Tune keeps a single trial pending when a searcher is used, and
     multi-worker trials, whose workers are outside its accounting, could deadlock.
     """
     asked = search.resources
     driver = driver_resources().get("CPU", 0.0) if asked.workers > 1 else 0.0
-    fits = int(cpus / (asked.workers * asked.cpus_per_worker + driver))
-    if asked.gpus_per_worker:
-        fits = min(fits, int(gpus / (asked.workers * asked.gpus_per_worker)))
+    fits = fitting(search, cpus, gpus, driver)
     if fits < 1:
         raise ConfigError(
             f"{search.source}: resources.workers",
@@ -318,6 +320,15 @@ def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
             f"one trial and its driver do not fit into {cpus:g} CPUs and {gpus:g} GPUs: ask for "
             "fewer workers, or start a node with --resources '{\"control\": 1000}' for drivers",
         )
+    return fits
+
+
+def fitting(search: SearchConfig, cpus: float, gpus: float, driver_cpus: float = 0.0) -> int:
+    """Trials that fit at a time, each with a driver of ``driver_cpus``; 0: not even one."""
+    asked = search.resources
+    fits = int(cpus / (asked.workers * asked.cpus_per_worker + driver_cpus))
+    if asked.gpus_per_worker:
+        fits = min(fits, int(gpus / (asked.workers * asked.gpus_per_worker)))
     return min(fits, search.max_concurrent or fits, search.total_trials)
 
 
@@ -326,14 +337,14 @@ def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
 
 def finish_search(
     search: SearchConfig,
-    trials: Sequence[Trial],
+    book: TrialBook,
     winner: Trial | None,
     seconds: float,
     cost: Cost,
-    recorder: Recorder,
     artifacts: Mapping[str, str],
 ) -> None:
     """Close the search's own run with the winner's numbers, a note and its ``artifacts``."""
+    trials = book.trials
     metrics = {"search.seconds": seconds, "search.trials": float(len(trials))} | cost.metrics()
     tags = {"morel.state": "finished"}
     if winner is not None:
@@ -341,10 +352,10 @@ def finish_search(
         metrics |= winner.verified.metrics if winner.verified else {}
         metrics |= winner.test
         tags |= {"morel.winner_run": winner.run_id}
-    recorder.finish(
+    book.recorder.finish(
         str(search.base.name),
         status="FINISHED",
-        stop_reason=f"{len(trials)} trials",
+        stop_reason=f"{len(trials)} trials" + (f", {book.cut}" if book.cut else ""),
         metrics=metrics,
         tags=tags,
         artifacts=artifacts,

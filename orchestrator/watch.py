@@ -171,25 +171,26 @@ class Watch:
             thread.join()
             for trial in self.book.trials:
                 trial.release()
-            self._write()
+            try:
+                self._write()
+            except OSError as error:
+                _logger.warning("the status cannot be written: %s", error)
 
     def _run(self) -> None:
         written, took = 0.0, 0.0
-        while True:
-            self._listen()
-            if time.monotonic() - written >= max(WRITE_S, QUIET * took):
-                written = time.monotonic()
-                self._write()
-                took = time.monotonic() - written
-            if self._ended.wait(POLL_S):
-                return
+        while not self._ended.is_set():
+            try:
+                self._listen()
+                if time.monotonic() - written >= max(WRITE_S, QUIET * took):
+                    written = time.monotonic()
+                    self._write()
+                    took = time.monotonic() - written
+            except Exception as error:  # the search is not to end for it, nor to go unwatched
+                _logger.warning("the status or requests of %s: %s", self.folder, error)
+            self._ended.wait(POLL_S)
 
     def _listen(self) -> None:
-        try:
-            names = control.requests(self.folder)
-        except OSError as error:  # the storage is away for a moment
-            _logger.warning("requests cannot be read: %s", error)
-            return
+        names = control.requests(self.folder)
         self._stops = control.stops_asked(names)
         if self.pausing is None and control.pause_asked(names):
             self.pausing = time.time()
@@ -212,10 +213,7 @@ class Watch:
             waiting=waiting,
             folders=folders,
         )
-        try:
-            status.write(self.folder, content)
-        except OSError as error:  # a search does not end because nobody hears of it
-            _logger.warning("the status cannot be written: %s", error)
+        status.write(self.folder, content)
 
     def _waiting(self) -> dict[str, str]:
         asked = self.book.search.resources

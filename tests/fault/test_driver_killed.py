@@ -1,4 +1,8 @@
-"""SIGKILL the driver of a search; the same command finishes it, and nothing is recorded twice."""
+"""SIGKILL the driver of a search at three moments; the same command finishes it.
+
+One search, four drivers: the first is killed before anything was reported, the second while one
+trial is done and others run, the third between the last trial and the end.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from orchestrator import status
+from orchestrator.resume import saved_trials
+from orchestrator.search_space import load_search
+from orchestrator.searcher import SpaceSearcher
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SPACE = """
 recipe: digits
@@ -26,11 +40,30 @@ overrides:
   checkpoint.every_seconds: 0
 scheduler: {name: none}
 num_trials: 4
+ladder: {verify: {top: 2, attacks: [apgd-ce]}}
 parameters:
   objective.alpha: {type: float, low: 1.0e-6, high: 1.0, log: true}
 baselines:
   paper: {objective.alpha: 1.0e-5}
 """
+
+
+@dataclass
+class Killed:
+    """A search that needed four drivers."""
+
+    storage: Path
+    space: Path
+    seen: list[list[str]]
+    """Keys in the journal at each kill."""
+    resumed: dict[str, int]
+    """Epochs that running trials had saved at the second kill, by Tune's id."""
+    printed: dict[str, Any]
+    """What the last driver printed."""
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / "killed"
 
 
 def journal(storage: Path) -> list[dict[str, Any]]:
@@ -41,36 +74,81 @@ def journal(storage: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_search_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
-    space, storage = tmp_path / "space.yaml", tmp_path / "runs"
+def started(storage: Path) -> bool:
+    """A trial has its process, and nothing was reported."""
+    return sum(event["kind"] == "start" for event in journal(storage)) > 1
+
+
+def one_done(storage: Path) -> bool:
+    return Counter(event["kind"] for event in journal(storage))["final"] > 0
+
+
+def one_verified(storage: Path) -> bool:
+    return any((storage / "killed" / "verified").glob("[!.]*.json"))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    space, storage = folder / "space.yaml", folder / "runs"
     space.write_text(SPACE)
     command = [
         *(sys.executable, "-m", "orchestrator", "tune", str(space), "--json"),
         *(f"storage_path={storage}", "name=killed"),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 200
-    while Counter(e["kind"] for e in journal(storage))["final"] < 1:  # one trial done, others not
-        assert first.poll() is None, "the search ended before it could be killed"
-        assert time.time() < deadline
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    before = [event["key"] for event in journal(storage)]
+    seen: list[list[str]] = []
+    resumed: dict[str, int] = {}
 
-    second = subprocess.run(
+    def kill_when(moment: Callable[[Path], bool]) -> None:
+        driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.time() + 200
+        while not moment(storage):
+            assert driver.poll() is None, "the search ended before it could be killed"
+            assert time.time() < deadline
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        seen.append([event["run_id"] + event["key"] for event in journal(storage)])
+
+    kill_when(started)
+    kill_when(one_done)
+    for trial in saved_trials(str(storage / "killed")):
+        checkpoints = list((storage / "killed" / f"trial_{trial.trial_id}").glob("checkpoint_*"))
+        if trial.status == "RUNNING" and checkpoints:
+            resumed[trial.trial_id] = len(checkpoints)
+    kill_when(one_verified)
+    last = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert second.returncode == 0, second.stderr
-    printed = json.loads(second.stdout)
-    assert [trial["number"] for trial in printed["trials"]] == [1, 2, 3, 4]
-    assert {trial["stop_reason"] for trial in printed["trials"]} == {"all 3 epochs trained"}
-    assert [event["key"] for event in journal(storage)][: len(before)] == before
+    assert last.returncode == 0, last.stderr
+    return Killed(storage, space, seen, resumed, json.loads(last.stdout))
 
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+
+def test_every_trial_is_trained_to_its_end(killed: Killed) -> None:
+    trials = killed.printed["trials"]
+    assert [trial["number"] for trial in trials] == [1, 2, 3, 4]
+    assert {trial["stop_reason"] for trial in trials} == {"all 3 epochs trained"}
+    assert killed.printed["winner"] in [trial["run_id"] for trial in trials]
+
+
+def test_what_was_recorded_stays_and_no_epoch_is_recorded_twice(killed: Killed) -> None:
+    events = [event["run_id"] + event["key"] for event in journal(killed.storage)]
+    for seen in killed.seen:
+        assert events[: len(seen)] == seen
+    assert len(events) == len(set(events))
+    assert not any("epoch" in key for key in killed.seen[0])
+
+
+def test_interrupted_trials_went_on_from_their_checkpoints(killed: Killed) -> None:
+    for trial in saved_trials(str(killed.folder)):
+        if trial.trial_id in killed.resumed:
+            last = trial.last_result
+            assert last["iterations_since_restore"] < last["training_iteration"]
+
+
+def test_mlflow_has_each_run_once(killed: Killed) -> None:
+    client = MlflowClient(f"sqlite:///{killed.storage}/mlflow.db")
     experiment = client.get_experiment_by_name("morel")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
@@ -81,3 +159,25 @@ def test_search_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
         if run.data.tags["morel.kind"] == "trial":
             history = client.get_metric_history(run.info.run_id, "holdout.clean")
             assert sorted(point.step for point in history) == [1, 2, 3]
+
+
+def test_the_searcher_knows_all_trials(killed: Killed) -> None:
+    searcher = SpaceSearcher(load_search(str(killed.space), [f"storage_path={killed.storage}"]))
+    searcher.restore_from_dir(str(killed.folder))
+    complete = [t for t in searcher._study.trials if t.state is TrialState.COMPLETE]
+    recorded = [trial["params"]["objective.alpha"] for trial in killed.printed["trials"]]
+    assert sorted(t.params["objective.alpha"] for t in complete) == sorted(recorded)
+
+
+def test_the_verified_are_not_verified_again(killed: Killed) -> None:
+    files = list((killed.folder / "verified").glob("[!.]*.json"))
+    assert len(files) == 2
+
+
+def test_the_cost_counts_all_drivers(killed: Killed) -> None:
+    found = status.read(str(killed.folder))
+    assert found is not None
+    assert found["state"] == "finished"
+    trained = sum(trial["seconds"] for trial in killed.printed["trials"])
+    assert killed.printed["cost"]["cpu_seconds"] >= trained
+    assert found["cost"]["wall_seconds"] > trained / 2
