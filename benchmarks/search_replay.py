@@ -8,7 +8,8 @@ of a seed begin with the same point, drawn at random: the published one would be
 Several workers run trials at a time, by a simulated clock.
 
 - Cost: CPU seconds of training. An epoch costs the table's median over the settings with as many
-  attack steps, so that a moment's load on the machine is not taken for a setting's price.
+  attack steps, so that a moment's load on the machine is not taken for a setting's price. A search
+  of ours trains no setting twice (``reuse``): one that was trained to its end before costs nothing.
 - Found: the best robust accuracy among trials trained to the end, each by its best epoch, as a
   search without verification chooses its winner.
 - Each seed's random search trains ``--trials`` settings to the end. Against it stands the cost at
@@ -151,7 +152,7 @@ class Contender:
     scheduler: Callable[[SearchConfig], Any] = make_scheduler
 
 
-UNLIMITED = "num_trials=100000"
+UNLIMITED = "num_trials=400"  # the budget ends before
 CONTENDERS = {
     "random": Contender(("searcher.name=random", "scheduler.name=none")),
     "default": Contender((UNLIMITED,)),
@@ -189,7 +190,8 @@ def replay(
         search = load_search(str(SPACE), [*contender.overrides, *first_point(seed), *place])
         searcher, scheduler = contender.searcher(search), contender.scheduler(search)
         scheduler.set_search_properties(search.objective.metric, "max")
-        for report, ended, spent in steps(searcher, scheduler, table, workers):
+        reuses = search.reuse and contender.searcher is SpaceSearcher
+        for report, ended, spent in steps(searcher, scheduler, table, workers, reuses):
             if spent > budget:
                 break
             if ended and report["epoch"] == table.epochs and not report["diverged"]:
@@ -214,17 +216,21 @@ class StandIn:
 
     trial_id: str
     config: dict[str, Any]
+    epoch_cost: float
 
     def invalidate_json_state(self) -> None:
         """Of a real one: what was cached of it is out of date."""
 
 
 def steps(
-    searcher: Any, scheduler: Any, table: Table, workers: int
+    searcher: Any, scheduler: Any, table: Table, workers: int, reuses: bool
 ) -> Iterator[tuple[dict[str, Any], bool, float]]:
     """Every epoch of every trial by the clock: report, whether its last, cost so far."""
-    clock: list[tuple[float, int, Any, int]] = []  # when an epoch ends, a tie-breaker, whose, which
+    clock: list[
+        tuple[float, int, StandIn, int]
+    ] = []  # when an epoch ends, a tie-breaker, whose, which
     spent, number = 0.0, 0
+    known: set[str] = set()  # points trained to their end, if they are not trained again
 
     def begin(now: float) -> None:
         nonlocal number
@@ -233,20 +239,21 @@ def steps(
         if not isinstance(suggested, dict):
             return
         number += 1
-        trial = StandIn(trial_id, suggested)
+        point = key(suggested["params"])
+        trial = StandIn(trial_id, suggested, 0.0 if point in known else table.costs[point])
         scheduler.on_trial_add(None, trial)
-        heapq.heappush(clock, (now + table.costs[key(suggested["params"])], number, trial, 1))
+        heapq.heappush(clock, (now + trial.epoch_cost, number, trial, 1))
 
     for _ in range(workers):
         begin(0.0)
     while clock:
         now, _, trial, epoch = heapq.heappop(clock)
-        params = trial.config["params"]
-        spent += table.costs[key(params)]
-        report = table.report(params, epoch)
+        spent += trial.epoch_cost
+        report = table.report(trial.config["params"], epoch)
         last = epoch == table.epochs or report["diverged"] > 0
         if last:
             scheduler.on_trial_complete(None, trial, report)
+            known |= {key(trial.config["params"])} if reuses else set()
         else:
             last = scheduler.on_trial_result(None, trial, report) == STOP
         if last:
@@ -255,7 +262,7 @@ def steps(
         else:
             searcher.on_trial_result(trial.trial_id, report)
             number += 1
-            heapq.heappush(clock, (now + table.costs[key(params)], number, trial, epoch + 1))
+            heapq.heappush(clock, (now + trial.epoch_cost, number, trial, epoch + 1))
         yield report, last, spent
 
 

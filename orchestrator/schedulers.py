@@ -83,7 +83,7 @@ class Halving(AsyncHyperBandScheduler):
             time_attr="epoch",
             max_t=epochs,
             grace_period=min(settings.grace_period or 1, epochs),
-            reduction_factor=settings.reduction_factor or 3,
+            reduction_factor=settings.reduction_factor or 2,
             brackets=settings.brackets or 1,
         )
         self._seed = search.seed
@@ -153,7 +153,7 @@ class ParetoHalving(FIFOScheduler):
         super().__init__()
         epochs, every = search.base.training.epochs, search.base.evaluation.every
         self._milestones = milestones(search.scheduler, epochs, every)
-        self._factor = search.scheduler.reduction_factor or 3
+        self._factor = search.scheduler.reduction_factor or 2
         self._points: dict[int, dict[str, Point]] = {m: {} for m in self._milestones}
         self._records = Records(search)
         self._recalled = False

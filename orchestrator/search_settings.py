@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from morel_core.errors import ConfigError, check
@@ -98,6 +99,7 @@ class SearcherConfig:
 
 
 HALVING = ("asha", "hyperband", "pareto")
+PATIENT = (*HALVING, "median")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +113,11 @@ class SchedulerConfig:
 
     name: Literal["asha", "hyperband", "pareto", "median", "pbt", "none"] = "asha"
     grace_period: int | None = None
-    """asha, hyperband, pareto, median: no trial stops before this many epochs; default 1."""
+    """asha, hyperband, pareto, median: no trial stops before this many epochs. Default: a quarter
+    of the run, since adversarial training's first epochs say little about its last ones."""
     reduction_factor: int | None = None
     """asha, hyperband, pareto: of so many trials at a milestone one goes on; they are as far apart.
-    Default 3."""
+    Default 2."""
     brackets: int | None = None
     """hyperband: brackets, each with a later first milestone than the one before; default 3."""
     interval: int | None = None
@@ -126,10 +129,9 @@ class SchedulerConfig:
     """pbt: probability that a parameter taken over is drawn anew, not perturbed; default 0.25."""
 
     def __post_init__(self) -> None:
-        patient = (*HALVING, "median")
         for key, users, default, low, high in (
-            ("grace_period", patient, 1, 1, None),
-            ("reduction_factor", HALVING, 3, 2, None),
+            ("grace_period", PATIENT, None, 1, None),  # see `patient`
+            ("reduction_factor", HALVING, 2, 2, None),
             ("brackets", ("hyperband",), 3, 1, None),
             ("interval", ("pbt",), 1, 1, None),
             ("quantile", ("pbt",), 0.25, 0.01, 0.5),
@@ -142,6 +144,13 @@ class SchedulerConfig:
             allowed = f"must be >= {low}" if high is None else f"from {low:g} to {high:g}"
             right = value is None or (value >= low and (high is None or value <= high))
             check(right, key, value, allowed)
+
+    def patient(self, epochs: int, every: int) -> SchedulerConfig:
+        """With the default ``grace_period`` of runs of ``epochs``, measured ``every`` so many."""
+        if self.name not in PATIENT or self.grace_period is not None:
+            return self
+        quarter = math.ceil(epochs / 4 / every) * every
+        return replace(self, grace_period=min(quarter, epochs))
 
 
 @dataclass(frozen=True, kw_only=True)

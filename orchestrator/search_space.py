@@ -214,6 +214,8 @@ def check_search(
     check_names(parameters, base)
     space = SearchSpace(parameters, build_baselines(settings.baselines, parameters, base))
     _check_counts(settings, space)
+    epochs, every = base.training.epochs, base.evaluation.every
+    settings = dataclasses.replace(settings, scheduler=settings.scheduler.patient(epochs, every))
     check(
         not base.evaluation.asynchronous,
         "evaluation.asynchronous",
@@ -223,7 +225,7 @@ def check_search(
     check_scheduler(settings.scheduler, settings.objective, base)
     check_ladder(settings.ladder, base)
     if settings.scheduler.name == "pbt":
-        check_population(settings, space, base.training.epochs, base.evaluation.every)
+        check_population(settings, space, epochs, every)
     check_attacks("final.attacks", settings.final.attacks, base.evaluation.attack)
     check_points(space, base, settings.scheduler.grace_period)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}

@@ -319,7 +319,7 @@ def test_the_worst_number_must_not_be_the_best(search):
 
 
 def test_more_brackets_than_milestones(search):
-    settings = SchedulerConfig(name="hyperband", grace_period=3, brackets=3)
+    settings = SchedulerConfig(name="hyperband", grace_period=3, reduction_factor=3, brackets=3)
     with pytest.raises(ConfigError, match=r"brackets = 3: at most 2: .*9 epochs .* 1 times"):
         check_scheduler(settings, GoalConfig(), search.base)
     check_scheduler(replace(settings, brackets=2), GoalConfig(), search.base)

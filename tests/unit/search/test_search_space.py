@@ -11,6 +11,7 @@ from search_files import ALPHA
 from morel_core.errors import ConfigError
 from morel_core.ladder import Ladder
 from orchestrator.ladder import VerifyConfig
+from orchestrator.search_settings import SchedulerConfig
 from orchestrator.search_space import check_resources, load_search, split_overrides
 
 
@@ -188,9 +189,18 @@ def test_defaults_of_a_search_file(load):
     assert (search.objective.metric, search.objective.mode) == ("robust_accuracy", "max")
     assert (search.searcher.name, search.searcher.startup_trials) == ("tpe", 10)
     scheduler = search.scheduler
-    assert (scheduler.name, scheduler.grace_period, scheduler.reduction_factor) == ("asha", 1, 3)
+    assert (scheduler.name, scheduler.grace_period, scheduler.reduction_factor) == ("asha", 3, 2)
     assert (search.budget.wall_time_s, search.max_concurrent, search.seed) == (None, None, 0)
     assert (search.resources.workers, search.resources.gpus_per_worker) == (1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"), [(12, 1, 3), (13, 1, 4), (12, 2, 4), (1, 1, 1), (2, 3, 2)]
+)
+def test_nobody_stops_before_a_quarter_of_the_run(epochs, every, expected):
+    assert SchedulerConfig(name="median").patient(epochs, every).grace_period == expected
+    assert SchedulerConfig(name="asha", grace_period=2).patient(epochs, every).grace_period == 2
+    assert SchedulerConfig(name="none").patient(epochs, every).grace_period is None
 
 
 def test_a_search_is_frozen_and_travels(load):
