@@ -70,11 +70,11 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
     import ray
     from ray.train import Checkpoint
 
-    from orchestrator import worker
+    from orchestrator import measuring
 
     asked = search.resources
     task: Any = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
-        worker.measure_final
+        measuring.measure_final
     )
     assert trial.checkpoint is not None  # `chosen` takes no other
     run = run_of(search, trial)

@@ -35,7 +35,7 @@ class Verified:
     """A trial's best network under the verification's attacks, on the first held-out images."""
 
     document: str
-    """All of it as JSON, as `orchestrator.worker.measure_verified` gives it."""
+    """All of it as JSON, as `orchestrator.measuring.measure_verified` gives it."""
     attacks: list[str]
     """Names of the attacks, of which the worst case per image counts."""
     clean_accuracy: float

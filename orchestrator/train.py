@@ -143,7 +143,7 @@ def _fit(
     import ray
     from ray.train import Checkpoint
 
-    from orchestrator import worker
+    from orchestrator import measuring
 
     started = time.perf_counter()
     own = config
@@ -158,7 +158,7 @@ def _fit(
     if "best_epoch" in last:
         asked = config.scaling
         task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
-            worker.measure_final
+            measuring.measure_final
         )
         final = ray.get(task.remote(to_dict(config), Checkpoint(trained.checkpoint)))
         exported = records.store_export(f"{config.storage_path}/{config.name}", final)

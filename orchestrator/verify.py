@@ -93,11 +93,11 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
     import ray
     from ray.train import Checkpoint
 
-    from orchestrator import worker
+    from orchestrator import measuring
 
     asked, verify = search.resources, search.ladder.verify
     task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(
-        worker.measure_verified
+        measuring.measure_verified
     )
     assert trial.checkpoint is not None  # `ranked` takes no other
     config = to_dict(run_of(search, trial))

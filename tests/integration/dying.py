@@ -7,12 +7,12 @@ from typing import Any
 
 from ray.train import Checkpoint
 
-from orchestrator import worker
+from orchestrator import measuring
 
 
 def measure_checkpoint(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """`worker.measure_checkpoint`, but epoch 1 raises and epoch 2 takes its process along."""
-    metrics = worker.measure_checkpoint(values, checkpoint)
+    """`measuring.measure_checkpoint`, but epoch 1 raises and epoch 2 takes its process along."""
+    metrics = measuring.measure_checkpoint(values, checkpoint)
     if metrics["epoch"] == 1:
         raise RuntimeError("no such attack")
     if metrics["epoch"] == 2:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morel_core.models import MODELS, DigitsCnn, DigitsCnnConfig
-from orchestrator import worker
+from orchestrator import measuring, worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +49,16 @@ class Trial(worker.MorelTrial):
     """`worker.MorelTrial`, in a process that knows the model."""
 
 
-def train_loop(loop_config: dict[str, Any]) -> None:
-    """`worker.train_loop`, in a process that knows the model."""
-    worker.train_loop(loop_config)
-
-
-def multi_worker_trial(*arguments: Any, **settings: Any) -> None:
-    """`worker.multi_worker_trial`, in a process that knows the model."""
-    worker.train_loop = train_loop
-    worker.multi_worker_trial(*arguments, **settings)
-
-
 def measure_verified(*arguments: Any) -> str:
-    """`worker.measure_verified`, in a process that knows the model."""
-    return worker.measure_verified(*arguments)
+    """`measuring.measure_verified`, in a process that knows the model."""
+    return measuring.measure_verified(*arguments)
 
 
 def no_measurement(*arguments: Any) -> str:
-    """Stands in for `worker.measure_verified` where nothing is left to be verified."""
+    """Stands in for `measuring.measure_verified` where nothing is left to be verified."""
     raise AssertionError("it is verified once more")
 
 
 def measure_final(*arguments: Any) -> dict[str, Any]:
-    """`worker.measure_final`, in a process that knows the model."""
-    return worker.measure_final(*arguments)
+    """`measuring.measure_final`, in a process that knows the model."""
+    return measuring.measure_final(*arguments)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from morel_core.models import MODELS, DigitsCnn, DigitsCnnConfig
-from orchestrator import worker
+from orchestrator import measuring, worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,10 @@ class Trial(worker.MorelTrial):
 
 
 def measure_verified(*arguments: Any) -> str:
-    """`worker.measure_verified`, in a process that knows the model."""
-    return worker.measure_verified(*arguments)
+    """`measuring.measure_verified`, in a process that knows the model."""
+    return measuring.measure_verified(*arguments)
 
 
 def measure_final(*arguments: Any) -> dict[str, Any]:
-    """`worker.measure_final`, in a process that knows the model."""
-    return worker.measure_final(*arguments)
+    """`measuring.measure_final`, in a process that knows the model."""
+    return measuring.measure_final(*arguments)

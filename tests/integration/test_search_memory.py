@@ -10,7 +10,7 @@ import pytest
 import recorded
 import yaml
 
-from orchestrator import worker
+from orchestrator import measuring, worker
 from orchestrator.search_space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
@@ -43,13 +43,9 @@ SPACE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def workers_know_the_model() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        for name, known in (
-            ("MorelTrial", hungry.Trial),
-            ("multi_worker_trial", hungry.multi_worker_trial),
-            ("measure_verified", hungry.measure_verified),
-            ("measure_final", hungry.measure_final),
-        ):
-            patch.setattr(worker, name, known)
+        patch.setattr(worker, "MorelTrial", hungry.Trial)
+        patch.setattr(measuring, "measure_verified", hungry.measure_verified)
+        patch.setattr(measuring, "measure_final", hungry.measure_final)
         yield patch
 
 
@@ -86,7 +82,7 @@ def test_a_trial_out_of_memory_goes_on_in_micro_batches(
 def test_a_later_search_takes_over_what_is_trained_and_verified(
     result: SearchResult, workers_know_the_model: Any, shared_storage: Path, tmp_path: Path
 ) -> None:
-    workers_know_the_model.setattr(worker, "measure_verified", hungry.no_measurement)
+    workers_know_the_model.setattr(measuring, "measure_verified", hungry.no_measurement)
     one = {"num_trials": 1, "baselines": {"paper": {"model.holds": 64}}}
     again = tune(search(shared_storage, tmp_path, "again", **one))
     (trial,), old = again.trials, result.trials[0]

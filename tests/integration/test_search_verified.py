@@ -11,7 +11,7 @@ import recorded
 import saturating
 import yaml
 
-from orchestrator import worker
+from orchestrator import measuring, worker
 from orchestrator.search_space import SearchConfig, load_search
 from orchestrator.selection import summary_note
 from orchestrator.tune import SearchResult, tune
@@ -43,8 +43,8 @@ SPACE: dict[str, Any] = {
 def workers_know_the_model() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "MorelTrial", saturating.Trial)
-        patch.setattr(worker, "measure_verified", saturating.measure_verified)
-        patch.setattr(worker, "measure_final", saturating.measure_final)
+        patch.setattr(measuring, "measure_verified", saturating.measure_verified)
+        patch.setattr(measuring, "measure_final", saturating.measure_final)
         yield patch
 
 
@@ -111,7 +111,7 @@ def test_each_rungs_numbers_have_their_own_name(result: SearchResult, shared_sto
 def test_a_repeated_search_verifies_nothing_again(
     result: SearchResult, search: SearchConfig, workers_know_the_model: Any
 ) -> None:
-    workers_know_the_model.delattr(worker, "measure_verified")
+    workers_know_the_model.delattr(measuring, "measure_verified")
     again = tune(search)
     assert [t.standing for t in again.trials] == [t.standing for t in result.trials]
     assert again.winner is not None

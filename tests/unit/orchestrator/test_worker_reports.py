@@ -12,7 +12,8 @@ from morel_core import MorelError, Trainer
 from morel_core.checkpoint import MANIFEST, load_progress
 from orchestrator import worker
 from orchestrator.config import RunConfig, build, to_dict
-from orchestrator.worker import MorelTrial, measure_final, reports, scaling_config
+from orchestrator.measuring import measure_checkpoint, measure_final
+from orchestrator.worker import MorelTrial, reports, scaling_config
 
 TINY = {
     "data": {
@@ -71,7 +72,7 @@ def test_a_checkpoint_measured_beside_training_has_the_trainers_numbers(base, tm
         trainer.run_epoch()
     trainer.save(tmp_path / "second")
     checkpoint = train.Checkpoint.from_directory(tmp_path / "second")
-    measured = worker.measure_checkpoint(to_dict(config), checkpoint)
+    measured = measure_checkpoint(to_dict(config), checkpoint)
     last = inline.history[-1]
     expected = {k: v for k, v in last.items() if k.startswith(("clean_acc", "robust_acc"))}
     assert len(expected) == 6
