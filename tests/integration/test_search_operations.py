@@ -139,3 +139,16 @@ def test_a_spent_budget_stays_spent(grown: SearchResult) -> None:
         (t.run_id, t.reason) for t in grown.trials
     ]
     assert json.loads(json.dumps(status.read(f"{grown.search.base.storage_path}/operated")))
+
+
+def test_an_ended_search_goes_on_with_more_trials(grown: SearchResult, load: Any) -> None:
+    """What has ended stays, also what the budget has cut off; the new trial is number 4."""
+    hours = (grown.cost.cpu_seconds + 2.0) / 3600
+    more = tune(load("num_trials=4", f"budget.cpu_hours={hours}"))
+    assert [(t.run_id, t.reason) for t in more.trials[:3]] == [
+        (t.run_id, t.reason) for t in grown.trials
+    ]
+    (new,) = more.trials[3:]
+    assert new.number == 4
+    assert new.epoch > 0
+    assert new.params not in [trial.params for trial in grown.trials]
