@@ -236,6 +236,7 @@ def _notes(campaign: CampaignConfig) -> list[str]:
         "observed spread finds in four of five cases (before Holm's correction).",
         "Replicates without numbers are left out of the means, and their pairs of the "
         "differences, which favours a method that sometimes fails.",
+        "Costs are the wall time of training times the CPUs or GPUs of a trial.",
     ]
 
 
