@@ -109,6 +109,7 @@ class CampaignConfig(CampaignSettings):
             budget=BudgetConfig(),
             ladder=dataclasses.replace(search.ladder, verify=VerifyConfig()),
             final=FinalConfig(trials="all", attacks=self.attacks),
+            reuse=False,  # an earlier campaign's networks are no new evidence
             parameters={},
             baselines={},
             tags={**search.tags, "morel.phase": "replicates"},

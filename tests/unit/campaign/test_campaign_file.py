@@ -101,7 +101,7 @@ def test_replicates_train_the_chosen_setting_with_every_seed(load):
     assert {(run.optimizer.lr, run.objective.alpha) for run in runs} == {(0.03, 0.5)}
     assert {run.name for run in runs} == {"mine-morel-seeds"}
     assert (search.final.trials, search.final.attacks) == ("all", ["pgd20", "fgsm"])
-    assert (search.scheduler.name, search.ladder.verify.top) == ("none", 0)
+    assert (search.scheduler.name, search.ladder.verify.top, search.reuse) == ("none", 0, False)
     assert search.resources.cpus_per_worker == 2
     labels = [search.space.label_of(*point) for point in planned]
     assert labels == ["replicate seed=1", "replicate seed=2", "replicate seed=3"]
