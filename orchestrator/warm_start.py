@@ -81,6 +81,8 @@ def _known(search: SearchConfig, run: RunRecord, *, same_data: bool) -> KnownTri
     """The trial of a run; raises `Refused`."""
     if run.tags.get("morel.state") != "finished":
         raise Refused("not trained to their own end")
+    if run.tags.get("morel.pbt.lineage"):
+        raise Refused("of settings that changed on the way")
     if not same_data:
         raise Refused("on other data")
     attack = records.evaluation_label(search.base)

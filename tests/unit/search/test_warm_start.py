@@ -107,6 +107,10 @@ def test_a_finished_trial_is_known_with_its_raw_values_and_numbers(search, earli
     ("change", "why"),
     [
         ({"tags": {"morel.state": "stopped"}}, "not trained to their own end"),
+        (
+            {"tags": {"morel.pbt.lineage": "epoch 2 from trial 001"}},
+            "of settings that changed on the way",
+        ),
         ({"tags": {"morel.attack.evaluation": "pgd5"}}, "measured with pgd5, not pgd20_linf_0.1"),
         ({"params": {"search.k1": "1.5"}}, "outside the range of k1"),
         ({"params": {"search.k1": None}}, "without a value of k1"),
