@@ -70,14 +70,15 @@ def best_first(points: Sequence[Sequence[float]]) -> list[int]:
 
     Equal ones by their order. Raises ValueError as `hypervolume` does.
     """
-    rank = ranks(points)
-
-    def added(index: int) -> float:
-        peers = [i for i in range(len(points)) if rank[i] == rank[index]]
+    members: dict[int, list[int]] = {}
+    for index, rank in enumerate(ranks(points)):
+        members.setdefault(rank, []).append(index)
+    order: list[int] = []
+    for _, peers in sorted(members.items()):
         whole = hypervolume([points[i] for i in peers])
-        return whole - hypervolume([points[i] for i in peers if i != index])
-
-    return sorted(range(len(points)), key=lambda i: (rank[i], -added(i), i))
+        without = {i: hypervolume([points[j] for j in peers if j != i]) for i in peers}
+        order += sorted(peers, key=lambda i: (without[i] - whole, i))
+    return order
 
 
 def _dominates(points: Sequence[Sequence[float]]) -> NDArray[np.bool_]:

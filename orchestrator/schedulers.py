@@ -198,8 +198,8 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 def goes_on(points: Sequence[Point], place: int, factor: int) -> bool:
     """Whether the point at ``place`` is on the front, or one of the best len(points) // factor."""
-    order = best_first(points)
-    return ranks(points)[place] == 0 or order.index(place) < len(points) // factor
+    best = len(points) // factor
+    return ranks(points)[place] == 0 or place in best_first(points)[:best]
 
 
 class Median(MedianStoppingRule):
