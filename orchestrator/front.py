@@ -41,7 +41,6 @@ class FrontRecord:
         self._search = search
         self._recorder = recorder
         self._ended: dict[str, Trial] = {}
-        self._shown: list[str] = []
         self._changed = threading.Condition()
         self._news = False
         self._closing = False
@@ -68,10 +67,7 @@ class FrontRecord:
 
     def finish(self, winner: Trial | None) -> dict[str, str]:
         """Record the front after verification; returns the files, by artifact path."""
-        trials = list(self._ended.values())
-        files = self._write(trials, winner) if eligible(self._search, trials) else {}
-        self._record(trials, files)
-        return files
+        return self._update(list(self._ended.values()), winner)
 
     def _follow(self) -> None:
         while True:
@@ -83,18 +79,24 @@ class FrontRecord:
                 trials = list(self._ended.values())
             started = time.monotonic()
             try:
-                self._update(trials)
+                self._update(trials, None)
             except Exception as error:  # a search is not lost for its picture
                 _logger.warning("the search's front is not up to date: %s", error)
             pause = max(PAUSE_S, (time.monotonic() - started) / SHARE)
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, timeout=pause)
 
-    def _update(self, trials: Sequence[Trial]) -> None:
-        could = [trial.run_id for trial in eligible(self._search, trials)]
-        files = self._write(trials, None) if could != self._shown else {}
-        self._shown = could
-        self._record(trials, files)
+    def _update(self, trials: Sequence[Trial], winner: Trial | None) -> dict[str, str]:
+        """Write the files, if there is anything to show, and record them with the numbers."""
+        files = self._write(trials, winner) if eligible(self._search, trials) else {}
+        points = [accuracies(trial) for trial in front(self._search, trials)]
+        self._recorder.progress(
+            str(self._search.base.name),
+            len(trials),
+            {"front.hypervolume": pareto.hypervolume(points), "front.size": float(len(points))},
+            files,
+        )
+        return files
 
     def _write(self, trials: Sequence[Trial], winner: Trial | None) -> dict[str, str]:
         base = self._search.base
@@ -103,15 +105,6 @@ class FrontRecord:
         storage.write(table, text.encode())
         storage.write(picture, front_picture.draw(self._search, trials, winner))
         return dict(zip(FILES, (table, picture), strict=True))
-
-    def _record(self, trials: Sequence[Trial], files: dict[str, str]) -> None:
-        points = [accuracies(trial) for trial in front(self._search, trials)]
-        self._recorder.progress(
-            str(self._search.base.name),
-            len(trials),
-            {"front.hypervolume": pareto.hypervolume(points), "front.size": float(len(points))},
-            files,
-        )
 
 
 def front_table(

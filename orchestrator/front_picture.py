@@ -28,8 +28,8 @@ def draw(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) ->
     missing = _without(comparable(search, trials), could)
     _dots(axes, others, marker="o", color=GREY, label="other trials", s=16)
     _dots(axes, missing, marker="x", color=GREY, label="miss a constraint", s=16)
-    _front(axes, members)
     _constraints(axes, search)
+    _front(axes, members)
     for trial in (t for t in (*others, *missing, *members) if t.baseline):
         _name(axes, trial)
     if winner is not None:
