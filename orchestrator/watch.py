@@ -201,8 +201,9 @@ class Watch:
         book = self.book
         waiting = self._waiting()
         folders = {
-            book.run_id(trial): str(trial.local_path).rpartition("/")[2]
-            for trial in self._tune_trials
+            book.run_id(trial): str(trial.relative_logdir)
+            for trial in list(self._tune_trials)
+            if trial.relative_logdir  # one that has not been started yet has no folder
         }
         content = status.describe(
             book,

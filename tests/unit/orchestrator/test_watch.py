@@ -18,7 +18,7 @@ from orchestrator.watch import Paused, Watch
 
 def tune_trial(trial_id="t1", index=0, status="RUNNING"):
     trial = FakeTrial(trial_id, index, status=status)
-    trial.local_path = f"/staging/trial_{trial_id}"
+    trial.relative_logdir = f"trial_{trial_id}"
     trial.num_failures = 0
     return trial
 
@@ -238,3 +238,12 @@ def test_a_second_driver_is_refused(tmp_path):
 def test_drivers_that_are_gone_hinder_nobody(tmp_path, changes):
     says(f"{tmp_path}/hunt", **changes)
     status.check_alone(f"{tmp_path}/hunt")
+
+
+def test_a_trial_that_was_never_started_has_no_folder_yet(watching):
+    """Under pbt trials wait for their turn from the beginning."""
+    waiting = tune_trial("t2", 1, status="PAUSED")
+    waiting.relative_logdir = None
+    watching.turn([tune_trial(), waiting])
+    watching._write()
+    assert status.read(watching.folder)["state"] == "starting"
