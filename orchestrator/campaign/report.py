@@ -231,7 +231,8 @@ def _notes(campaign: CampaignConfig) -> list[str]:
         "Intervals and p-values are over seeds (t-distribution; pairs share their seed): they "
         "speak of training again on this data, not of other test images.",
         "p is corrected by Holm's rule over all planned comparisons of the primary number; "
-        "differences of the others are not corrected.",
+        "intervals and the other numbers are not, so that an interval may leave out 0 all the "
+        "same.",
         "Detectable: the smallest true difference that a campaign with as many seeds and the "
         "observed spread finds in four of five cases (before Holm's correction).",
         "Replicates without numbers are left out of the means, and their pairs of the "
