@@ -102,6 +102,8 @@ def describe(
         folders: names of the trials' folders, by run id.
     """
     search, trials, now = book.search, book.trials, time.time()
+    if state in ENDED:
+        waiting = {t.run_id: GOES_ON for t in trials if t.state == "running"}
     asked = search.resources
     busy = sum(
         (trial.state == "running" and trial.run_id not in waiting) or trial.standing == VERIFYING
@@ -112,8 +114,6 @@ def describe(
         busy * asked.workers * asked.gpus_per_worker,
     )
     kinds = ("cpus", "gpus")
-    if state in ENDED:
-        waiting = {t.run_id: GOES_ON for t in trials if t.state == "running"}
     entries = [_entry(trial, waiting, folders, now) for trial in trials]
     counts = Counter(str(entry["state"]) for entry in entries)
     counts["not started"] = search.total_trials - len(trials)

@@ -48,7 +48,7 @@ def head_lines(found: Mapping[str, Any]) -> list[str]:
             f"robust {with_interval(best, 'robust_accuracy')} %, clean {clean} % "
             f"({found['attack']})"
         )
-    if found["there"]:
+    if found["there"] and found["state"] not in status.ENDED:
         used = [
             f"{found['used'][kind]:g} of {found['there'][kind]:g} {kind.upper()[:-1]}s"
             for kind in ("cpus", "gpus")

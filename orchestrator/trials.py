@@ -139,6 +139,7 @@ class TrialBook:
         self._trials: dict[str, Trial] = {}
         self._run_ids: dict[str, str] = {}
         self._settled: set[str] = set()
+        self._reported: dict[str, dict[str, Any]] = {}
         self._recorded = {
             int(past.tags[NUMBER]): run_id
             for run_id, past in recorder.past.items()
@@ -178,7 +179,9 @@ class TrialBook:
             baseline=config["baseline"],
             retries=retries(tune_trial),
             changes=dict(config.get(CHANGES, {})),
-            held=self.held_before.get(run_id, 0.0),
+            last=dict(last := self._reported.get(tune_trial.trial_id, {})),
+            seconds=float(last.get("time_total_s", 0.0)),
+            held=self.held_before.get(run_id, float(last.get("time_total_s", 0.0))),
             holding_since=time.time(),
         )
         self._trials[run_id], self._tune_trials[run_id] = trial, tune_trial
@@ -312,8 +315,14 @@ class TrialBook:
                 self.error(tune_trial)
             elif past is not None and past.state in get_args(State):
                 self._take_back(tune_trial, cast(State, past.state), past.stop_reason)
-            elif past is not None or tune_trial.last_result:  # others never began
+            elif past is not None or "epoch" in tune_trial.last_result:  # others never began
                 self.complete(tune_trial)
+
+    def remember(self, saved: Sequence[Any]) -> None:
+        """Note how far the trials were that an earlier driver left unfinished."""
+        for tune_trial in saved:
+            if not tune_trial.is_finished() and "epoch" in tune_trial.last_result:
+                self._reported[tune_trial.trial_id] = dict(tune_trial.last_result)
 
     def _take_back(self, tune_trial: Any, state: State, reason: str) -> None:
         """A trial whose end is recorded: only this driver did not know of it yet."""

@@ -231,6 +231,7 @@ def _fit(
     base, alone = search.base, search.resources.workers == 1
     path = f"{base.storage_path}/{base.name}"
     saved = saved_trials(path)
+    watch.book.remember(saved)
     watch.there, watch.concurrent = there, concurrency(search, *there)
     in_step = search.scheduler.name == "pbt"
     source = TrialSource(

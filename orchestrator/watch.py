@@ -17,7 +17,6 @@ from typing import Any
 
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from morel_core.errors import MorelError
 from orchestrator import control, status
 from orchestrator.budget import Meter
 from orchestrator.failures import failure_reason
@@ -31,6 +30,10 @@ GRACE_S = 60.0
 """How long a pause waits for running trials to report and be saved."""
 
 _logger = logging.getLogger(__name__)
+
+
+class LoopEndedError(Exception):
+    """Tune's loop is left."""
 
 
 class Paused(KeyboardInterrupt):
@@ -117,8 +120,8 @@ class Watch:
         self.interrupted = True
         if threading.current_thread() is threading.main_thread():
             signal.raise_signal(signal.SIGUSR1)  # Tune's own way to be ended
-        else:
-            raise MorelError("paused; the same command goes on")
+        else:  # where no signal is heard; what was not saved is done again
+            raise LoopEndedError
 
     @contextmanager
     def tuning(self) -> Generator[None]:
@@ -139,6 +142,8 @@ class Watch:
             signal.signal(signal.SIGINT, on_interrupt)
         try:
             yield
+        except LoopEndedError:
+            pass
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)

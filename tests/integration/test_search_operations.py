@@ -102,7 +102,7 @@ def test_the_status_tells_what_a_person_asks(paused: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def grown(paused: dict[str, Any], load: Any) -> SearchResult:
     """The same search with a trial more, until a budget that is a little larger than the cost."""
-    hours = (paused["cost"]["cpu_seconds"] + 4.0) / 3600
+    hours = (paused["cost"]["cpu_seconds"] + 12.0) / 3600
     return tune(load("num_trials=3", f"budget.cpu_hours={hours}"))
 
 
@@ -112,10 +112,11 @@ def test_it_goes_on_with_more_trials_until_its_budget_is_spent(
     first, second, third = grown.trials
     assert first.reason == paused["trials"][0]["why"]
     assert second.epoch > paused["trials"][1]["epoch"]
+    assert second.last["iterations_since_restore"] < second.last["training_iteration"]
     for trial in (second, third):
         assert trial.reason == f"budget.cpu_hours spent at epoch {trial.epoch}"
     assert third.run_id not in [trial["run_id"] for trial in paused["trials"]]
-    assert grown.cost.cpu_seconds >= paused["cost"]["cpu_seconds"] + 4.0
+    assert grown.cost.cpu_seconds >= paused["cost"]["cpu_seconds"] + 12.0
     assert grown.cost.wall_seconds > paused["cost"]["wall_seconds"]
     parent = recorded.one(shared_storage, "operated")
     assert parent.data.metrics["cost.cpu_seconds"] == pytest.approx(grown.cost.cpu_seconds)
@@ -123,12 +124,6 @@ def test_it_goes_on_with_more_trials_until_its_budget_is_spent(
     assert len(children) == 3
     run = recorded.one(shared_storage, second.run_id)
     assert recorded.steps(shared_storage, run, "holdout.clean") == list(range(1, second.epoch + 1))
-
-
-def test_the_paused_trial_was_saved_where_it_was(grown: SearchResult, paused: dict[str, Any]):
-    """It repeats no more than the epochs of the seconds between its checkpoint and the pause."""
-    second = grown.trials[1]
-    assert second.held == pytest.approx(second.seconds, rel=0.5)
 
 
 def test_a_spent_budget_stays_spent(grown: SearchResult) -> None:
@@ -143,7 +138,7 @@ def test_a_spent_budget_stays_spent(grown: SearchResult) -> None:
 
 def test_an_ended_search_goes_on_with_more_trials(grown: SearchResult, load: Any) -> None:
     """What has ended stays, also what the budget has cut off; the new trial is number 4."""
-    hours = (grown.cost.cpu_seconds + 2.0) / 3600
+    hours = (grown.cost.cpu_seconds + 5.0) / 3600
     more = tune(load("num_trials=4", f"budget.cpu_hours={hours}"))
     assert [(t.run_id, t.reason) for t in more.trials[:3]] == [
         (t.run_id, t.reason) for t in grown.trials

@@ -331,8 +331,17 @@ def test_an_end_that_is_recorded_is_taken_as_it_is(book, search, recorder):
     assert list(recorder._journal.events()) == before
 
 
+def test_a_trial_that_goes_on_is_as_far_as_it_was(book):
+    resumed = FakeTrial("a", 0, status="PENDING", last_result=report(4))
+    fresh = FakeTrial("b", 1, status="PENDING", last_result={"trial_id": "b"})
+    book.remember([resumed, fresh])
+    book.start(resumed)
+    book.start(fresh)
+    assert [(t.epoch, t.held) for t in book.trials] == [(4, 12.0), (0, 0.0)]
+
+
 def test_a_trial_that_was_cut_off_before_it_began_is_not_recorded(book):
-    book.adopt([FakeTrial(status="TERMINATED")])
+    book.adopt([FakeTrial(status="TERMINATED", last_result={"trial_id": "t1"})])
     assert book.trials == []
 
 

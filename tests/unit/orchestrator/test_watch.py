@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 from dataclasses import replace
 
@@ -90,6 +91,23 @@ def test_reports_are_saved_only_for_a_pause(watching):
 def test_an_interrupted_loop_ends_as_an_interruption(watching):
     with pytest.raises(KeyboardInterrupt), watching.tuning():
         watching.interrupted = True
+
+
+def test_a_search_in_another_thread_is_paused_too(watching):
+    raised = []
+
+    def search():
+        try:
+            with watching.tuning():
+                watching.pausing = time.time() - 1000.0
+                watching.turn([])
+        except BaseException as error:
+            raised.append(type(error))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert raised == [KeyboardInterrupt]
 
 
 def test_a_pause_says_that_the_command_goes_on(watching):
