@@ -29,7 +29,7 @@ SPACE: dict[str, Any] = {
         "checkpoint.every_seconds": 0,
     },
     "scheduler": {"name": "none"},
-    "ladder": {"verify": {"top": 1, "attacks": ["fgsm"]}},
+    "ladder": {"verify": {"top": 2, "attacks": ["fgsm"]}},
     "num_trials": 3,
     "parameters": {"model.holds": {"type": "choice", "values": [16, 32, 64]}},
     "baselines": {
