@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.search_space import SearchConfig
@@ -40,26 +40,36 @@ class Meter:
     Args:
         search: whose ``budget`` and ``resources`` count.
         wall_before: seconds that earlier drivers of this search ran.
+        held_before: `Trial.held` under them, by run id; counts until the trial is here again.
         clock: unix seconds.
     """
 
     def __init__(
-        self, search: SearchConfig, wall_before: float = 0.0, clock: Callable[[], float] = time.time
+        self,
+        search: SearchConfig,
+        wall_before: float = 0.0,
+        held_before: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.search = search
         self._wall_before = wall_before
+        self._held_before = dict(held_before or {})
         self._clock = clock
         self._began = clock()
 
     def cost(self, trials: Sequence[Trial]) -> Cost:
         """What was spent until now, by running trials too."""
         now = self._clock()
-        each = self.search.resources.cost(sum(trial.held_until(now) for trial in trials))
+        each = self.search.resources.cost(sum(self.held(trials, now).values()))
         return Cost(
             wall_seconds=self._wall_before + now - self._began,
             cpu_seconds=each["cost.cpu_seconds"],
             gpu_seconds=each["cost.gpu_seconds"],
         )
+
+    def held(self, trials: Sequence[Trial], now: float) -> dict[str, float]:
+        """Seconds that each trial has cost, by run id: also those that are not here yet."""
+        return self._held_before | {trial.run_id: trial.held_until(now) for trial in trials}
 
     def over(self, trials: Sequence[Trial]) -> str:
         """The limit of ``budget`` that is reached, as ``budget.gpu_hours spent``; or nothing."""

@@ -85,6 +85,7 @@ def describe(
     *,
     state: str,
     cost: Cost,
+    held: Mapping[str, float],
     there: tuple[float, float] | None,
     concurrent: int,
     waiting: Mapping[str, str],
@@ -96,6 +97,7 @@ def describe(
         book: its trials.
         state: of the search, such as ``training`` or ``paused``.
         cost: spent so far.
+        held: seconds that each trial has cost, by run id, for the next driver.
         there: (CPUs, GPUs) of the cluster, once they are known.
         concurrent: trials at a time.
         waiting: why a trial has no resources, by run id.
@@ -132,6 +134,7 @@ def describe(
         "used": dict(zip(kinds, used, strict=True)),
         "there": dict(zip(kinds, there, strict=True)) if there else None,
         "cost": vars(cost),
+        "held_seconds": dict(held),
         "budget": {k: v for k, v in vars(search.budget).items() if v is not None},
         "seconds_left": seconds_left(search, trials, cost, concurrent, now),
         "cut": book.cut or None,

@@ -53,7 +53,7 @@ class Watch:
         self.folder = f"{base.storage_path}/{base.name}"
         earlier = status.read(self.folder) or {}
         book.held_before = _held(earlier)
-        self.meter = Meter(book.search, _wall(earlier))
+        self.meter = Meter(book.search, _wall(earlier), book.held_before)
         self.state = "starting"
         self.there: tuple[float, float] | None = None
         self.concurrent = 1
@@ -214,6 +214,7 @@ class Watch:
             book,
             state=self.state,
             cost=self.meter.cost(book.trials),
+            held=self.meter.held(book.trials, time.time()),
             there=self.there,
             concurrent=self.concurrent,
             waiting=waiting,
@@ -240,8 +241,8 @@ class Watch:
 def _held(earlier: Mapping[str, Any]) -> dict[str, float]:
     """Seconds that trials have cost under earlier drivers, from a status that may be broken."""
     try:
-        return {str(t["run_id"]): float(t["held_seconds"]) for t in earlier.get("trials", [])}
-    except (TypeError, KeyError, ValueError):
+        return {str(key): float(value) for key, value in earlier.get("held_seconds", {}).items()}
+    except (TypeError, AttributeError, ValueError):
         return {}
 
 

@@ -29,7 +29,7 @@ def storage(search):
     book.result(running, report(4))
     recorder.close()
     content = status.describe(
-        book, state="training", cost=watch.meter.cost(book.trials), there=(2.0, 0.0),
+        book, state="training", cost=watch.meter.cost(book.trials), held={}, there=(2.0, 0.0),
         concurrent=2, waiting={}, folders={},
     )  # fmt: skip
     status.write(f"{path}/hunt", content)

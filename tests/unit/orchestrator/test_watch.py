@@ -167,9 +167,15 @@ def test_what_was_spent_is_known_to_the_next_driver(watching, book, search, reco
     later = Watch(TrialBook(search, recorder, None))
     assert later.book.held_before["hunt/t1"] == pytest.approx(50.0, abs=1.0)
     assert later.meter.cost([]).wall_seconds > 0
+    with later.watching():  # killed before its trials were here again, it would know as much
+        pass
+    third = Watch(TrialBook(search, recorder, None))
+    assert third.meter.cost([]).cpu_seconds == pytest.approx(50.0, abs=1.0)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"trials": 3, "cost": []}', '{"cost": "?"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"held_seconds": 3, "cost": []}', '{"cost": "?"}']
+)
 def test_a_broken_status_costs_nothing(book, content):
     folder = f"{book.search.base.storage_path}/hunt"
     os.makedirs(folder)
