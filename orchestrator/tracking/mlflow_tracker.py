@@ -30,7 +30,7 @@ from orchestrator.tracking.logged_model import GONE, fetch, log_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run, RunTag
+    from mlflow.entities import Metric, Param, Run, RunTag
 
 RUN_ID = "morel.run_id"
 STARTED = "morel.started"
@@ -196,12 +196,12 @@ class MlflowTracker:
             Param(key, _param_text(value)[:_PARAM_CHARS])
             for key, value in payload["params"].items()
         ]
-        for chunk in _chunks(params, _PARAMS_PER_CALL):
+        for chunk in _chunks(params[:-_PARAMS_PER_CALL], _PARAMS_PER_CALL):
             self._client.log_batch(recorded.mlflow_id, params=chunk)
         self._client.log_dict(recorded.mlflow_id, payload["config"], "config.yaml")
         if payload["dataset"]:
             self._log_dataset(recorded, payload["dataset"])
-        self._log(recorded, event, tags=payload["tags"])
+        self._log(recorded, event, tags=payload["tags"], params=params[-_PARAMS_PER_CALL:])
 
     def _epoch(self, recorded: _Recorded, event: Event, payload: EpochPayload) -> None:
         self._goes_on(recorded)
@@ -277,6 +277,7 @@ class MlflowTracker:
         *,
         metrics: dict[str, float] | None = None,
         tags: dict[str, str] | None = None,
+        params: Sequence[Param] = (),
         step: int = 0,
     ) -> None:
         """Log, and move the cursor with the last call."""
@@ -300,7 +301,9 @@ class MlflowTracker:
         for batch in batches[:-1]:
             self._client.log_batch(recorded.mlflow_id, metrics=batch)
         last_tags = [*entries[-_TAGS_PER_CALL:], RunTag(SEQ, str(event.seq))]
-        self._client.log_batch(recorded.mlflow_id, metrics=batches[-1], tags=last_tags)
+        self._client.log_batch(
+            recorded.mlflow_id, metrics=batches[-1], params=params, tags=last_tags
+        )
         recorded.nonfinite = nonfinite
 
 
