@@ -1,7 +1,8 @@
 """What the exchanges of population-based training decided, and what follows for a trial.
 
-Kept in ``population.json`` in the search's folder, written before an exchange happens, so that a
-search whose driver died goes on from there.
+Kept in ``scheduler/population.json`` in the search's folder, written before an exchange happens, so
+that a search whose driver died goes on from there. Not beside Tune's own files: a restored Tune
+writes every JSON file that it finds there back as it was.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Population:
     @staticmethod
     def read(folder: str) -> Population:
         """The population of the search in ``folder`` (path or URI); empty at first."""
-        content = json.loads(storage.read_text(f"{folder}/population.json") or "[]")
+        content = json.loads(storage.read_text(f"{folder}/scheduler/population.json") or "[]")
         return Population(
             [
                 Exchange(
@@ -65,7 +66,7 @@ class Population:
     def write(self, folder: str) -> None:
         """Keep it in the search's folder."""
         content = json.dumps([asdict(exchange) for exchange in self.exchanges], indent=1)
-        storage.write(f"{folder}/population.json", content.encode())
+        storage.write(f"{folder}/scheduler/population.json", content.encode())
 
     def newest(self, number: int) -> tuple[int, Place] | None:
         """Epoch and place of a trial's newest exchange."""

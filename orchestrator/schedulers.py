@@ -1,7 +1,7 @@
 """Who stops the trials of a search early. All count in epochs, which survive a restore.
 
 Tune restores its schedulers as they were when the search began. Those that compare trials at
-milestones keep what they saw in the search's folder, in ``scheduler.json``, and read it again.
+milestones keep what they saw in the search's folder, in ``scheduler/seen.json``, and read it again.
 
 A diverged trial takes part with the worst numbers, as it reports them. Epochs that are no milestone
 take no part, so that numbers of different epochs, and with them of different rungs, never meet.
@@ -60,7 +60,7 @@ class Records:
     """
 
     def __init__(self, search: SearchConfig) -> None:
-        self._path = f"{search.base.storage_path}/{search.base.name}/scheduler.json"
+        self._path = f"{search.base.storage_path}/{search.base.name}/scheduler/seen.json"
 
     def read(self) -> dict[str, Any]:
         """What was written last; empty at first."""
