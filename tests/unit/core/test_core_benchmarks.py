@@ -19,15 +19,17 @@ ROOT = Path(table.__file__).parents[1]
 
 def test_the_readme_shows_the_results_kept():
     readme = table.README.read_text()
-    assert readme == table.with_block(readme, table.block())
-    assert table.block().count("\n|") > 3
+    assert readme == table.rewritten(readme)
+    assert table.performance().count("\n|") > 3
+    assert table.searches().count("\n|") > 3
 
 
 def test_a_block_is_replaced_and_a_readme_without_one_refused():
-    once = table.with_block(f"a\n{table.START}\nold\n{table.END}\nb", "new")
-    assert once == f"a\n{table.START}\nnew\n{table.END}\nb"
+    marks = "<!-- search:start -->", "<!-- search:end -->"
+    once = table.with_block(f"a\n{marks[0]}\nold\n{marks[1]}\nb", "search", "new")
+    assert once == f"a\n{marks[0]}\nnew\n{marks[1]}\nb"
     with pytest.raises(ValueError, match="no block"):
-        table.with_block("a", "new")
+        table.with_block("a", "search", "new")
 
 
 def test_benchmarks_need_torch_alone():
