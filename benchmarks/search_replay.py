@@ -35,11 +35,11 @@ import torch
 from benchmarks.measure import RESULTS, record, settings, write
 from benchmarks.search_table import SPACE, key
 from morel_core.statistics import binomial_tail, paired_t
-from orchestrator.parameters import Values
-from orchestrator.pareto import hypervolume
-from orchestrator.schedulers import make_scheduler
-from orchestrator.search_space import SearchConfig, load_search
-from orchestrator.searcher import SpaceSearcher
+from orchestrator.search.parameters import Values
+from orchestrator.search.pareto import hypervolume
+from orchestrator.search.schedulers import make_scheduler
+from orchestrator.search.searcher import SpaceSearcher
+from orchestrator.search.space import SearchConfig, load_search
 
 TABLE = RESULTS / "search_table.json"
 STOP = "STOP"

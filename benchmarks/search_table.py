@@ -21,8 +21,8 @@ import torch
 from benchmarks.measure import record, settings, write
 from morel_core import Trainer
 from morel_core.data import load_data
-from orchestrator.parameters import IntParameter, Values
-from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.search.parameters import IntParameter, Values
+from orchestrator.search.space import SearchConfig, load_search
 
 SPACE = Path(__file__).parent / "spaces" / "digits_table.yaml"
 MEASURED = ("clean_accuracy", "robust_accuracy")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.config import RunConfig
-    from orchestrator.search_space import SearchConfig
+    from orchestrator.search.space import SearchConfig
 
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -128,7 +128,7 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel tune``."""
     from orchestrator.progress import SearchProgress, print_search, search_summary
     from orchestrator.records import ladder_label
-    from orchestrator.search_space import load_search
+    from orchestrator.search.space import load_search
     from orchestrator.tune import tune
 
     progress, results = consoles(arguments)
@@ -146,7 +146,7 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def dry_tune(arguments: argparse.Namespace, search: SearchConfig) -> int:
     """``morel tune --dry-run``."""
-    from orchestrator.dry_run import dry_run, lines
+    from orchestrator.search.dry_run import dry_run, lines
 
     found = dry_run(search)
     print(json.dumps(found) if arguments.json else "\n".join(lines(found)))
@@ -176,8 +176,8 @@ def campaign_command(arguments: argparse.Namespace, overrides: list[str]) -> int
 
 def status_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel status``."""
-    from orchestrator.operations import look
-    from orchestrator.status_view import print_status
+    from orchestrator.search.operations import look
+    from orchestrator.search.status_view import print_status
 
     _, results = consoles(arguments)
     found = look(arguments.name, settings(overrides))
@@ -190,8 +190,8 @@ def status_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def top_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel top``."""
-    from orchestrator.operations import look
-    from orchestrator.status_view import show_live
+    from orchestrator.search.operations import look
+    from orchestrator.search.status_view import show_live
 
     config = settings(overrides)
     if arguments.json:
@@ -203,7 +203,7 @@ def top_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def logs_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel logs``."""
-    from orchestrator.operations import error_text, logs
+    from orchestrator.search.operations import error_text, logs
 
     name, number, config = arguments.name, arguments.trial, settings(overrides)
     lines = logs(name, number, config)
@@ -220,7 +220,7 @@ def logs_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel stop``."""
-    from orchestrator.operations import stop
+    from orchestrator.search.operations import stop
 
     asked = stop(arguments.name, arguments.trials, settings(overrides))
     print(json.dumps({"asked": asked}) if arguments.json else "\n".join(asked))
@@ -229,11 +229,11 @@ def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel evaluate``."""
-    from orchestrator.against import compare_targets
     from orchestrator.config import parse_overrides
     from orchestrator.evaluate import Request, evaluate_target
-    from orchestrator.evaluation_view import EvaluationProgress, print_done
-    from orchestrator.targets import find_target
+    from orchestrator.evaluation.against import compare_targets
+    from orchestrator.evaluation.targets import find_target
+    from orchestrator.evaluation.view import EvaluationProgress, print_done
 
     progress, results = consoles(arguments)
     tracking, values = settings(overrides), parse_overrides(overrides)

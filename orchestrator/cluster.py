@@ -22,7 +22,7 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables: ours stands in their place
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `orchestrator.watch` has its own
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # `orchestrator.search.watch` has its own
 }
 
 

@@ -3,7 +3,7 @@
     evaluation = evaluate_model(module, config, ["pgd50", "square"], num_images=1000, workers=4)
     evaluation.result["pgd50_linf_8-255"].accuracy
 
-The work is divided in `orchestrator.shards` and done in `orchestrator.runners`.
+`orchestrator.evaluation` divides the work into shards and has the runners that do them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from morel_core.evaluation import (
     suspicious,
 )
 from morel_core.evaluation.measure import outcome_of
-from orchestrator import outcomes, storage
+from orchestrator import storage
 from orchestrator.config import RunConfig
-from orchestrator.outcomes import Evaluation
-from orchestrator.runners import Job, Place, Runner, runner
-from orchestrator.shards import Shard, ShardStore, Split, Work, file_name, split_of
-from orchestrator.targets import Target, module_target
+from orchestrator.evaluation import outcomes
+from orchestrator.evaluation.outcomes import Evaluation
+from orchestrator.evaluation.runners import Job, Place, Runner, runner
+from orchestrator.evaluation.shards import Shard, ShardStore, Split, Work, file_name, split_of
+from orchestrator.evaluation.targets import Target, module_target
 
 DEFAULT_ATTACKS = ("pgd20",)
 OWN_RADIUS = ("standard", "paper")  # presets that are the same in whatever ball

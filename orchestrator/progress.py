@@ -12,7 +12,7 @@ from rich.text import Text
 
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.records import evaluation_label, ladder_label, measured_with, ui_command
-from orchestrator.selection import (
+from orchestrator.search.selection import (
     VERIFYING,
     front,
     front_rows,
@@ -21,10 +21,10 @@ from orchestrator.selection import (
     verified_summary,
     with_interval,
 )
-from orchestrator.trials import Trial
+from orchestrator.search.trials import Trial
 
 if TYPE_CHECKING:
-    from orchestrator.search_space import SearchConfig
+    from orchestrator.search.space import SearchConfig
     from orchestrator.train import TrainResult
     from orchestrator.tune import SearchResult
 
@@ -132,11 +132,11 @@ class SearchProgress:
             self.live.stop()
 
     def say(self, line: str) -> None:
-        """See `orchestrator.trials.View`."""
+        """See `orchestrator.search.trials.View`."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, trials: Sequence[Trial]) -> None:
-        """See `orchestrator.trials.View`."""
+        """See `orchestrator.search.trials.View`."""
         if self.console.is_terminal:
             done = sum(trial.state != "running" for trial in trials)
             table = trial_table(trials, self.attack)

@@ -11,8 +11,7 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import ConfigError
-from orchestrator import records, status, storage
-from orchestrator.budget import Cost
+from orchestrator import records, storage
 from orchestrator.cluster import (
     cluster_address,
     driver_resources,
@@ -20,21 +19,23 @@ from orchestrator.cluster import (
     ray_session,
 )
 from orchestrator.config import to_dict
-from orchestrator.final import measure_on_test
-from orchestrator.front import FrontRecord
 from orchestrator.identity import check_identity
-from orchestrator.ladder import milestones
-from orchestrator.reuse import find_twins, note_twin
-from orchestrator.search_space import SearchConfig, check_resources
-from orchestrator.selection import choose, summary_note
+from orchestrator.search import status
+from orchestrator.search.budget import Cost
+from orchestrator.search.final import measure_on_test
+from orchestrator.search.front import FrontRecord
+from orchestrator.search.ladder import milestones
+from orchestrator.search.reuse import find_twins, note_twin
+from orchestrator.search.selection import choose, summary_note
+from orchestrator.search.space import SearchConfig, check_resources
+from orchestrator.search.trials import Trial, TrialBook, View, trial_folder_name
+from orchestrator.search.twins import Twins
+from orchestrator.search.verify import record_verified, verify_candidates
+from orchestrator.search.warm_start import Known, KnownTrial, known_trials
+from orchestrator.search.watch import Watch
 from orchestrator.staging import Staged, stage
 from orchestrator.tracking import DatasetPayload
-from orchestrator.trials import Trial, TrialBook, View, trial_folder_name
-from orchestrator.twins import Twins
 from orchestrator.validate import check_fits
-from orchestrator.verify import record_verified, verify_candidates
-from orchestrator.warm_start import Known, KnownTrial, known_trials
-from orchestrator.watch import Watch
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
@@ -53,7 +54,7 @@ class SearchResult:
     search: SearchConfig
     trials: list[Trial]
     winner: Trial | None
-    """See `orchestrator.selection.choose`; None if no trial was measured."""
+    """See `orchestrator.search.selection.choose`; None if no trial was measured."""
     seconds: float
     """Of this command."""
     recorded: bool
@@ -202,7 +203,7 @@ def search_params(search: SearchConfig) -> dict[str, Any]:
 
 def _known(search: SearchConfig, view: View | None, dataset: DatasetPayload) -> Known:
     """What a search that begins learns from earlier ones; a resumed one knows it already."""
-    from orchestrator.resume import saved_trials
+    from orchestrator.search.resume import saved_trials
 
     if not search.warm_start or saved_trials(f"{search.base.storage_path}/{search.base.name}"):
         return Known([], [])
@@ -223,10 +224,10 @@ def _fit(
     """Run or resume the trials; one that begins learns from those of earlier searches."""
     from ray import tune as ray_tune
 
-    from orchestrator.follow import Follow, Limit, following
-    from orchestrator.resume import TrialSource, saved_trials
-    from orchestrator.schedulers import make_scheduler
-    from orchestrator.searcher import SpaceSearcher
+    from orchestrator.search.follow import Follow, Limit, following
+    from orchestrator.search.resume import TrialSource, saved_trials
+    from orchestrator.search.schedulers import make_scheduler
+    from orchestrator.search.searcher import SpaceSearcher
 
     base, alone = search.base, search.resources.workers == 1
     path = f"{base.storage_path}/{base.name}"
@@ -283,7 +284,7 @@ def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) ->
     from ray import tune as ray_tune
 
     from orchestrator import worker
-    from orchestrator.population_trial import population_trial
+    from orchestrator.search.population_trial import population_trial
 
     training, evaluation = search.base.training, search.base.evaluation
     given = {

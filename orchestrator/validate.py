@@ -12,7 +12,7 @@ from morel_core.errors import check
 from morel_core.models import build_net
 from orchestrator.campaign.definition import CampaignConfig, load_campaign, plan
 from orchestrator.config import compose, packaged, read_yaml, run_key
-from orchestrator.search_space import load_search
+from orchestrator.search.space import load_search
 
 Kind = Literal["recipe", "search", "campaign"]
 

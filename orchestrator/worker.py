@@ -24,8 +24,8 @@ from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.retries import CHANGES
+from orchestrator.search.twins import TRAINED, TWIN, Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
-from orchestrator.twins import TRAINED, TWIN, Twin, Twins, take_over, whole
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
 WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
@@ -77,7 +77,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     Args:
         loop_config: ``config``, the run's plain values; ``milestones``, epochs to save at;
             ``staged``, its data set; ``twin``, a trial to take over where there is no checkpoint;
-            for a stretch of a longer run ``stretch``, see `orchestrator.population_trial.Stretch`.
+            for a stretch of a longer run ``stretch``, a `population_trial.Stretch` of
+            `orchestrator.search`.
     """
     config, milestones = config_from(loop_config["config"]), loop_config["milestones"]
     stretch: dict[str, Any] = loop_config.get("stretch", {})

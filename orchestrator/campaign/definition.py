@@ -15,7 +15,6 @@ from typing import Any, cast
 from morel_core.attacks.catalogue import make_attacks
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
-from orchestrator import search_space
 from orchestrator.campaign.fitting import fit_baselines, fit_parameters
 from orchestrator.campaign.settings import CampaignSettings
 from orchestrator.config import (
@@ -32,9 +31,10 @@ from orchestrator.config import (
     to_dict,
     with_overrides,
 )
-from orchestrator.ladder import VerifyConfig, check_attacks
-from orchestrator.parameters import GridParameter, Parameter, Sampled, SearchSpace
-from orchestrator.search_settings import (
+from orchestrator.search import space as search_space
+from orchestrator.search.ladder import VerifyConfig, check_attacks
+from orchestrator.search.parameters import GridParameter, Parameter, Sampled, SearchSpace
+from orchestrator.search.settings import (
     BudgetConfig,
     FinalConfig,
     GoalConfig,
@@ -42,8 +42,8 @@ from orchestrator.search_settings import (
     SearcherConfig,
     SearchSettings,
 )
-from orchestrator.search_space import GOAL_KEYS, SearchConfig, check_search, placed
-from orchestrator.space_builder import PAPER, build_parameters, check_searchable, section_of
+from orchestrator.search.space import GOAL_KEYS, SearchConfig, check_search, placed
+from orchestrator.search.space_builder import PAPER, build_parameters, check_searchable, section_of
 
 # Of a search's keys, those that are the campaign's own, and those that would give a method more
 # than the others have.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.parameters import (
+from orchestrator.search.parameters import (
     DerivedParameter,
     Parameter,
     Sampled,
@@ -13,7 +13,7 @@ from orchestrator.parameters import (
     allowed_values,
     is_setting,
 )
-from orchestrator.space_builder import section_of
+from orchestrator.search.space_builder import section_of
 
 
 def fit_parameters(

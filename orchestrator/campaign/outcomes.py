@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator import storage
-from orchestrator.budget import Cost
-from orchestrator.trials import Trial
+from orchestrator.search.budget import Cost
+from orchestrator.search.trials import Trial
 from orchestrator.tune import SearchResult
 
 Phase = Literal["tuning", "replicates"]

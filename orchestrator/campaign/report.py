@@ -20,11 +20,11 @@ from morel_core.statistics import (
     mean_t,
     paired_t,
 )
-from orchestrator.budget import Cost
 from orchestrator.campaign.definition import CampaignConfig
 from orchestrator.campaign.outcomes import MethodOutcome, Replicate, Tuning
 from orchestrator.config import flatten
 from orchestrator.records import environment_tags
+from orchestrator.search.budget import Cost
 
 
 @dataclass(frozen=True, kw_only=True)

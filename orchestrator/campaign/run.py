@@ -30,9 +30,9 @@ from orchestrator.campaign.tables import to_csv, to_json, to_markdown
 from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.fingerprint import code_hash
 from orchestrator.identity import check_identity
-from orchestrator.search_space import SearchConfig, check_resources
+from orchestrator.search.space import SearchConfig, check_resources
+from orchestrator.search.trials import View
 from orchestrator.tracking import Recorder
-from orchestrator.trials import View
 from orchestrator.tune import SearchResult, tune
 from orchestrator.validate import check_fits
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from morel_core.errors import check
 from morel_core.registry import suggestion
 from orchestrator.config import check_name
-from orchestrator.parameters import Values
-from orchestrator.search_settings import ResourcesConfig
+from orchestrator.search.parameters import Values
+from orchestrator.search.settings import ResourcesConfig
 
 
 @dataclass(frozen=True, kw_only=True)

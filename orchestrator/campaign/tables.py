@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from morel_core.statistics import PairedT
-from orchestrator.budget import Cost
 from orchestrator.campaign.report import (
     MethodRow,
     Registration,
@@ -19,7 +18,8 @@ from orchestrator.campaign.report import (
     p_text,
     signed,
 )
-from orchestrator.evaluation_view import duration
+from orchestrator.evaluation.view import duration
+from orchestrator.search.budget import Cost
 
 
 def spent(cost: Cost | None) -> str:

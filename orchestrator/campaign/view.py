@@ -17,8 +17,8 @@ from orchestrator.campaign.tables import comparison_table, head_lines, lost_line
 from orchestrator.config import tracking_uri
 from orchestrator.progress import SearchProgress, print_where
 from orchestrator.records import ladder_label
-from orchestrator.search_space import SearchConfig
-from orchestrator.trials import View
+from orchestrator.search.space import SearchConfig
+from orchestrator.search.trials import View
 
 
 class CampaignProgress:

@@ -22,10 +22,10 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from orchestrator import status
-from orchestrator.resume import saved_trials
-from orchestrator.search_space import load_search
-from orchestrator.searcher import SpaceSearcher
+from orchestrator.search import status
+from orchestrator.search.resume import saved_trials
+from orchestrator.search.searcher import SpaceSearcher
+from orchestrator.search.space import load_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -11,7 +11,7 @@ import recorded
 import yaml
 
 from orchestrator import measuring, worker
-from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
 SPACE: dict[str, Any] = {

@@ -11,10 +11,10 @@ import pytest
 import recorded
 import yaml
 
-from orchestrator import control, status
-from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.search import control, status
+from orchestrator.search.space import SearchConfig, load_search
+from orchestrator.search.watch import Paused
 from orchestrator.tune import SearchResult, tune
-from orchestrator.watch import Paused
 
 SPACE: dict[str, Any] = {
     "recipe": "digits",

@@ -12,8 +12,8 @@ import recorded
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.ladder import milestones
-from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.search.ladder import milestones
+from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
 SMALL = {

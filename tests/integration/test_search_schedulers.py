@@ -13,8 +13,8 @@ from mlflow.artifacts import load_text
 from test_search_run import SMALL, search, space
 
 from morel_core.checkpoint import load_network, load_progress
-from orchestrator.population import Population
-from orchestrator.trials import Trial
+from orchestrator.search.population import Population
+from orchestrator.search.trials import Trial
 from orchestrator.tune import SearchResult, tune
 
 LR: dict[str, Any] = {"optimizer.lr": {"type": "float", "low": 1e-9, "high": 0.2, "log": True}}

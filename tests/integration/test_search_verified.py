@@ -12,8 +12,8 @@ import saturating
 import yaml
 
 from orchestrator import measuring, worker
-from orchestrator.search_space import SearchConfig, load_search
-from orchestrator.selection import summary_note
+from orchestrator.search.selection import summary_note
+from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
 CHEAP, FULL = "pgd2_linf_0.1_first40", "pgd5_linf_0.1"

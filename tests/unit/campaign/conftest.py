@@ -9,8 +9,8 @@ import pytest
 import yaml
 from campaign_files import content
 
-from orchestrator import search_space
 from orchestrator.campaign import definition
+from orchestrator.search import space as search_space
 
 compose_once = functools.cache(search_space.compose)
 

@@ -5,7 +5,7 @@ from campaign_files import content
 
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.campaign.definition import load_campaign, plan
-from orchestrator.search_space import load_search
+from orchestrator.search.space import load_search
 from orchestrator.validate import validate
 
 TUNING = content()["tuning"]

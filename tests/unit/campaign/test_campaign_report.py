@@ -8,7 +8,6 @@ import math
 import pytest
 from scipy import stats
 
-from orchestrator.budget import Cost
 from orchestrator.campaign.outcomes import (
     MethodOutcome,
     OutcomeStore,
@@ -19,7 +18,8 @@ from orchestrator.campaign.outcomes import (
 from orchestrator.campaign.report import Registration, build_report, report_metrics
 from orchestrator.campaign.tables import lost_lines, to_csv, to_json, to_markdown
 from orchestrator.campaign.view import print_report
-from orchestrator.trials import Trial
+from orchestrator.search.budget import Cost
+from orchestrator.search.trials import Trial
 
 ROBUST, CLEAN = "test.robust.pgd20_linf_0.1", "test.clean"
 FIXED = Registration(sha256="f" * 64, time="2026-01-01T00:00:00Z", commit="c" * 40, code="0" * 16)

@@ -9,7 +9,7 @@ from tiny_evaluation import TINY
 
 from morel_core import Trainer
 from orchestrator.config import RunConfig, build
-from orchestrator.search_space import SearchConfig, load_search
+from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
 

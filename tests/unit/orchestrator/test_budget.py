@@ -6,10 +6,10 @@ import pytest
 from fake_tune import FakeTrial, checkpoint, report
 
 from morel_core.errors import ConfigError
-from orchestrator.budget import Cost, Meter
-from orchestrator.search_settings import BudgetConfig, ResourcesConfig
-from orchestrator.search_space import load_search
-from orchestrator.trials import Trial, TrialBook
+from orchestrator.search.budget import Cost, Meter
+from orchestrator.search.settings import BudgetConfig, ResourcesConfig
+from orchestrator.search.space import load_search
+from orchestrator.search.trials import Trial, TrialBook
 
 
 def trial(number, held, holding_since=None):

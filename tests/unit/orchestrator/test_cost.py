@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from morel_core import PGD, Trainer
-from orchestrator import cli, cost, dry_run
+from orchestrator import cli
 from orchestrator.config import with_overrides
-from orchestrator.search_settings import ResourcesConfig
+from orchestrator.search import cost, dry_run
+from orchestrator.search.settings import ResourcesConfig
 
 
 class Counted:

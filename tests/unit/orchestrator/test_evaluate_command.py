@@ -10,10 +10,11 @@ from pyarrow import parquet
 
 from morel_core import MorelError
 from morel_core.checkpoint import MANIFEST
-from orchestrator import cli, records, targets
+from orchestrator import cli, records
 from orchestrator.config import RunConfig, build
 from orchestrator.evaluate import Request, choose_attacks, evaluate_target
-from orchestrator.targets import find_run, find_target
+from orchestrator.evaluation import targets
+from orchestrator.evaluation.targets import find_run, find_target
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
 

@@ -13,17 +13,17 @@ from torch import nn
 from morel_core import PGD, MorelError
 from morel_core.evaluation import Finding
 from morel_core.statistics import paired_difference
-from orchestrator.against import compare_targets
 from orchestrator.evaluate import Request, Status, evaluate_model
-from orchestrator.evaluation_view import (
+from orchestrator.evaluation.against import compare_targets
+from orchestrator.evaluation.outcomes import warning_tags
+from orchestrator.evaluation.targets import module_target
+from orchestrator.evaluation.view import (
     EvaluationProgress,
     duration,
     evaluation_table,
     print_done,
     progress_line,
 )
-from orchestrator.outcomes import warning_tags
-from orchestrator.targets import module_target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def test_a_line_of_progress():
 
 def test_plain_lines_now_and_then_without_a_terminal(console, monkeypatch):
     clock = iter([0.0, 1.0, 5.0, 12.0, 13.0])
-    monkeypatch.setattr("orchestrator.evaluation_view.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("orchestrator.evaluation.view.time.monotonic", lambda: next(clock))
     with EvaluationProgress(console) as view:
         for done in (100, 200, 300, 1000):
             view.update(dataclasses.replace(HALF, done=done, standing=50))

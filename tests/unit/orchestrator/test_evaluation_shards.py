@@ -16,8 +16,8 @@ from morel_core.data import load_data
 from morel_core.evaluation import ChunkOutcome, model_hash
 from orchestrator import storage
 from orchestrator.evaluate import Unseen, evaluate_model
-from orchestrator.runners import Measurer
-from orchestrator.shards import Shard, ShardStore, Work
+from orchestrator.evaluation.runners import Measurer
+from orchestrator.evaluation.shards import Shard, ShardStore, Work
 
 WEAK = PGD(eps=0.05, step_size=0.02, num_steps=2, init="uniform")
 ATTACKS = {"weak": WEAK, "strong": dataclasses.replace(WEAK, num_steps=5)}

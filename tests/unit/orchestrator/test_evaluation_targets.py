@@ -12,7 +12,7 @@ from morel_core.export import export_model
 from orchestrator import cli
 from orchestrator.config import RunConfig, build
 from orchestrator.evaluate import Request, evaluate_model, evaluate_target
-from orchestrator.targets import find_target
+from orchestrator.evaluation.targets import find_target
 
 SMALL = {f"data.{key}": value for key, value in TINY["data"].items()}
 RGB = SMALL | {"data.channels": 3, "data.image_size": 32}

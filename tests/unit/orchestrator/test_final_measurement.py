@@ -6,10 +6,11 @@ import json
 import pytest
 
 from morel_core.errors import ConfigError
-from orchestrator import final, storage
-from orchestrator.search_settings import FinalConfig
-from orchestrator.search_space import load_search
-from orchestrator.trials import Trial
+from orchestrator import storage
+from orchestrator.search import final
+from orchestrator.search.settings import FinalConfig
+from orchestrator.search.space import load_search
+from orchestrator.search.trials import Trial
 
 MEASURED = {"best_epoch": 2.0, "epoch": 2}
 GUARDED = MEASURED | {"catastrophic_overfitting": 1.0}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from ray import cloudpickle
 
-from orchestrator.follow import Follow, Limit, following
+from orchestrator.search.follow import Follow, Limit, following
 
 
 class Watch:

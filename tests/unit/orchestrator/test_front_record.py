@@ -11,11 +11,11 @@ from matplotlib.image import imread
 from test_selection import trial
 from test_selection_front import bounded, point
 
-from orchestrator import front as front_module
-from orchestrator.front import FILES, FrontRecord
-from orchestrator.pareto import hypervolume
-from orchestrator.selection import choose
-from orchestrator.trials import TrialBook
+from orchestrator.search import front as front_module
+from orchestrator.search.front import FILES, FrontRecord
+from orchestrator.search.pareto import hypervolume
+from orchestrator.search.selection import choose
+from orchestrator.search.trials import TrialBook
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import time
 import pytest
 from fake_tune import FakeTrial, report, traceback
 
-from orchestrator import cli, control, operations, status
+from orchestrator import cli
 from orchestrator.compare import RunRecord
+from orchestrator.search import control, operations, status
+from orchestrator.search.trials import TrialBook
+from orchestrator.search.watch import Watch
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
-from orchestrator.trials import TrialBook
-from orchestrator.watch import Watch
 
 
 @pytest.fixture

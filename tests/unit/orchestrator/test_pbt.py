@@ -12,11 +12,11 @@ import pytest
 from fake_tune import SEARCH, report
 from ray.tune.schedulers import TrialScheduler
 
-from orchestrator.pbt import PopulationTraining, position, takeovers
-from orchestrator.population import Exchange, Place, Population
-from orchestrator.search_settings import GoalConfig, SchedulerConfig, SearcherConfig
-from orchestrator.search_space import load_search
-from orchestrator.trials import TrialBook
+from orchestrator.search.pbt import PopulationTraining, position, takeovers
+from orchestrator.search.population import Exchange, Place, Population
+from orchestrator.search.settings import GoalConfig, SchedulerConfig, SearcherConfig
+from orchestrator.search.space import load_search
+from orchestrator.search.trials import TrialBook
 
 GO, PAUSE = TrialScheduler.CONTINUE, TrialScheduler.PAUSE
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ray import tune
 
-from orchestrator.population_trial import POINTER, Stretch, next_stretch
+from orchestrator.search.population_trial import POINTER, Stretch, next_stretch
 from orchestrator.worker import up_to
 
 

@@ -9,7 +9,6 @@ from fake_tune import ATTACK, FakeTrial, checkpoint, epoch, report
 from rich.console import Console
 
 from orchestrator import progress
-from orchestrator.budget import Cost
 from orchestrator.progress import (
     SearchProgress,
     epoch_line,
@@ -22,9 +21,10 @@ from orchestrator.progress import (
     with_interval,
 )
 from orchestrator.records import ui_command
-from orchestrator.selection import choose
+from orchestrator.search.budget import Cost
+from orchestrator.search.selection import choose
+from orchestrator.search.trials import TrialBook
 from orchestrator.train import TrainResult
-from orchestrator.trials import TrialBook
 from orchestrator.tune import SearchResult
 
 

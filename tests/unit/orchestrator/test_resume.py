@@ -7,8 +7,8 @@ from fake_tune import FakeTrial, report
 from optuna.trial import TrialState
 
 from morel_core.errors import MorelError
-from orchestrator.resume import TrialSource, saved_trials
-from orchestrator.searcher import SpaceSearcher
+from orchestrator.search.resume import TrialSource, saved_trials
+from orchestrator.search.searcher import SpaceSearcher
 
 SESSION = "2026-01-01_00-00-00"
 

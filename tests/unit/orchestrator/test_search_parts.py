@@ -12,9 +12,9 @@ from fake_tune import ATTACK
 from morel_core import ConfigError, MorelError
 from orchestrator import storage, tune
 from orchestrator.identity import check_identity
-from orchestrator.ladder import milestones
-from orchestrator.search_settings import ResourcesConfig, SchedulerConfig
-from orchestrator.search_space import load_search
+from orchestrator.search.ladder import milestones
+from orchestrator.search.settings import ResourcesConfig, SchedulerConfig
+from orchestrator.search.space import load_search
 
 
 def with_scheduler(search, **settings):

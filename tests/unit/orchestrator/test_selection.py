@@ -9,13 +9,13 @@ from fake_tune import ATTACK
 from rich.console import Console
 
 from morel_core.config import RungConfig
-from orchestrator.budget import Cost
-from orchestrator.ladder import LadderConfig, VerifyConfig
 from orchestrator.progress import SearchProgress, search_summary, trial_table
-from orchestrator.selection import Verified, choose, ranked, summary_note, why_lost
-from orchestrator.trials import Trial
+from orchestrator.search.budget import Cost
+from orchestrator.search.ladder import LadderConfig, VerifyConfig
+from orchestrator.search.selection import Verified, choose, ranked, summary_note, why_lost
+from orchestrator.search.trials import Trial
+from orchestrator.search.verify import standing
 from orchestrator.tune import SearchResult
-from orchestrator.verify import standing
 
 SQUARE = "square_linf_0.1"
 MASKED = {"code": "zero_gradient", "reason": "No gradient at all.", "evidence": {"share": 1.0}}

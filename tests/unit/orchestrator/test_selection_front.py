@@ -9,10 +9,9 @@ from fake_tune import ATTACK
 from rich.console import Console
 from test_selection import MASKED, document, laddered, numbers, trial, verified
 
-from orchestrator.ladder import LadderConfig, VerifyConfig
 from orchestrator.progress import print_search, search_summary
-from orchestrator.search_settings import GoalConfig
-from orchestrator.selection import (
+from orchestrator.search.ladder import LadderConfig, VerifyConfig
+from orchestrator.search.selection import (
     Verified,
     choose,
     front,
@@ -21,6 +20,7 @@ from orchestrator.selection import (
     result_lines,
     summary_note,
 )
+from orchestrator.search.settings import GoalConfig
 from orchestrator.tune import SearchResult
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
-from orchestrator import trials
 from orchestrator.records import own_end
-from orchestrator.search_settings import SchedulerConfig
-from orchestrator.selection import choose
+from orchestrator.search import trials
+from orchestrator.search.selection import choose
+from orchestrator.search.settings import SchedulerConfig
+from orchestrator.search.trials import TrialBook
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
-from orchestrator.trials import TrialBook
 
 
 class View:

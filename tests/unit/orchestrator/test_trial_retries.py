@@ -9,7 +9,7 @@ from orchestrator import retries, train
 from orchestrator.config import build, with_overrides
 from orchestrator.failures import FAILED
 from orchestrator.progress import SearchProgress, epoch_line
-from orchestrator.trials import TrialBook, run_of
+from orchestrator.search.trials import TrialBook, run_of
 
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
 

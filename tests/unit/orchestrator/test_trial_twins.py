@@ -10,13 +10,14 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from tiny_evaluation import TINY
 
 from morel_core import Trainer
-from orchestrator import reuse, storage, tune, verify, worker
+from orchestrator import storage, tune, worker
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
-from orchestrator.reuse import find_twins, note_twin
-from orchestrator.search_settings import SchedulerConfig
-from orchestrator.selection import Verified
-from orchestrator.trials import TrialBook
-from orchestrator.twins import Twin, Twins, take_over, whole
+from orchestrator.search import reuse, verify
+from orchestrator.search.reuse import find_twins, note_twin
+from orchestrator.search.selection import Verified
+from orchestrator.search.settings import SchedulerConfig
+from orchestrator.search.trials import TrialBook
+from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.worker import MorelTrial
 
 

@@ -11,10 +11,11 @@ from fake_tune import FakeTrial, report
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core.errors import MorelError
-from orchestrator import control, status, storage, watch
-from orchestrator.search_settings import BudgetConfig
-from orchestrator.trials import TrialBook
-from orchestrator.watch import Paused, Watch
+from orchestrator import storage
+from orchestrator.search import control, status, watch
+from orchestrator.search.settings import BudgetConfig
+from orchestrator.search.trials import TrialBook
+from orchestrator.search.watch import Paused, Watch
 
 
 def tune_trial(trial_id="t1", index=0, status="RUNNING"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from search_files import ALPHA, HEAD
 
-from orchestrator import search_space
+from orchestrator.search import space as search_space
 
 compose_once = functools.cache(search_space.compose)
 

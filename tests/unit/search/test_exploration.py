@@ -6,9 +6,9 @@ import pytest
 
 from morel_core import ConfigError
 from morel_core.errors import check
-from orchestrator.exploration import draw, explore, moved
-from orchestrator.parameters import ChoiceParameter, FloatParameter, IntParameter
-from orchestrator.search_space import SearchConfig
+from orchestrator.search.exploration import draw, explore, moved
+from orchestrator.search.parameters import ChoiceParameter, FloatParameter, IntParameter
+from orchestrator.search.space import SearchConfig
 
 HEAD = """
 recipe: digits

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.expression import parse
+from orchestrator.search.expression import parse
 
 
 @pytest.mark.parametrize(

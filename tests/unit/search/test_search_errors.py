@@ -4,7 +4,7 @@ import pytest
 from search_files import ALPHA
 
 from morel_core.errors import ConfigError, MorelError
-from orchestrator.search_space import load_search
+from orchestrator.search.space import load_search
 
 PAPER = "baselines: {paper: {}}\n"
 

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import search_replay as replaying
 from benchmarks.search_table import SPACE, key, points
 from morel_core.statistics import binomial_tail
-from orchestrator.search_space import load_search
+from orchestrator.search.space import load_search
 
 EPOCHS = 12
 

@@ -10,9 +10,9 @@ from search_files import ALPHA
 
 from morel_core.errors import ConfigError
 from morel_core.ladder import Ladder
-from orchestrator.ladder import VerifyConfig
-from orchestrator.search_settings import SchedulerConfig
-from orchestrator.search_space import check_resources, load_search, split_overrides
+from orchestrator.search.ladder import VerifyConfig
+from orchestrator.search.settings import SchedulerConfig
+from orchestrator.search.space import check_resources, load_search, split_overrides
 
 
 def draw(space, fixed=None, n=40, sampler=None):

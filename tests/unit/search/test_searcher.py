@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
-from orchestrator.searcher import UNFINISHED, SpaceSearcher
+from orchestrator.search.searcher import UNFINISHED, SpaceSearcher
 
 SPACE = """
 parameters:

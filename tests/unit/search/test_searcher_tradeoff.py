@@ -8,10 +8,10 @@ import pytest
 from optuna.samplers.nsgaii._elite_population_selection_strategy import _rank_population
 from optuna.trial import TrialState
 
-from orchestrator import goal
-from orchestrator.pareto import front, hypervolume
-from orchestrator.search_settings import GoalConfig
-from orchestrator.searcher import UNFINISHED, SpaceSearcher
+from orchestrator.search import goal
+from orchestrator.search.pareto import front, hypervolume
+from orchestrator.search.searcher import UNFINISHED, SpaceSearcher
+from orchestrator.search.settings import GoalConfig
 
 SPACE = """
 parameters:

@@ -1,0 +1,125 @@
+"""What an evaluation leaves behind: its record, the outcome of every image, its run's numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from morel_core.evaluation import CLEAN, EvaluationResult, Finding
+from orchestrator import records, storage
+from orchestrator.config import with_overrides
+from orchestrator.evaluation.shards import file_name
+from orchestrator.evaluation.targets import Target
+
+WORST = "worst_case"
+LONGEST_LABEL = 80  # of attacks' names in a file's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A result, what it is of, and what speaks against believing it."""
+
+    target: Target
+    result: EvaluationResult
+    findings: Sequence[Finding] | None
+    """None: nobody has looked."""
+    labels: Tensor
+    """(N,) int64 on the CPU."""
+    identity: str
+    """Hash of what was measured: network, attacks, images, seed."""
+
+    @property
+    def stem(self) -> str:
+        """Name of its files, without ending."""
+        attacks = [name for name in self.result if name != CLEAN]
+        label = "-".join(attacks) or CLEAN
+        if len(label) > LONGEST_LABEL:
+            label = f"{len(attacks)}_attacks"
+        return f"{self.result.split}-{file_name(label)}-{self.identity[:8]}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Where its record and its per-image outcomes lie, by ending."""
+        return {end: f"{self.target.folder}/{self.stem}.{end}" for end in ("json", "parquet")}
+
+    def record(self) -> dict[str, Any]:
+        """Everything, plain, with the per-image outcomes as strings of 0 and 1."""
+        findings = None if self.findings is None else [vars(found) for found in self.findings]
+        return {
+            "target": self.target.name,
+            "run_id": self.target.run_id,
+            **json.loads(self.result.to_json()),
+            "warnings": findings,
+            "files": self.files,
+        }
+
+
+def write(evaluation: Evaluation) -> None:
+    """Store the record and the per-image outcomes of an evaluation."""
+    text = json.dumps(evaluation.record(), indent=2)
+    storage.write(evaluation.files["json"], text.encode())
+    storage.write(evaluation.files["parquet"], to_parquet(evaluation))
+
+
+def columns(evaluation: Evaluation) -> dict[str, list[Any]]:
+    """One row an image: its index, its label, and whether it is right under each attack.
+
+    ``<attack>/<stage>`` tells who still stood after each part of an attack that has parts;
+    ``worst_case`` is right under every attack.
+    """
+    result = evaluation.result
+    table: dict[str, list[Any]] = {
+        "image": list(range(len(evaluation.labels))),
+        "label": evaluation.labels.tolist(),
+    }
+    for name, outcome in result.items():
+        table[name] = outcome.correct.tolist()
+        for stage, standing in outcome.stages.items():
+            table[f"{name}/{stage}"] = standing.tolist()
+    return table | {WORST: result.worst_case().tolist()}
+
+
+def to_parquet(evaluation: Evaluation) -> bytes:
+    """`columns` as parquet, with the record in the schema's metadata under ``morel``."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(columns(evaluation))
+    table = table.replace_schema_metadata({"morel": json.dumps(evaluation.record())})
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def record(evaluation: Evaluation) -> None:
+    """Add an evaluation's numbers, files and warnings to its run in MLflow."""
+    target = evaluation.target
+    assert target.run_id is not None
+    recorder = records.open_recorder(with_overrides(target.config, {"name": target.owner}))
+    try:
+        recorder.finish(
+            target.run_id,
+            status=target.status,
+            stop_reason=target.stop_reason,
+            metrics=records.test_metrics(evaluation.result.record()),
+            tags=warning_tags(target.warnings, evaluation.findings or ()),
+            texts={f"evaluation/{evaluation.stem}.json": json.dumps(evaluation.record(), indent=2)},
+            artifacts={f"evaluation/{evaluation.stem}.parquet": evaluation.files["parquet"]},
+        )
+    finally:
+        recorder.close()
+
+
+def warning_tags(before: str, findings: Sequence[Finding]) -> dict[str, str]:
+    """The tag ``morel.warnings``, a line each: what earlier evaluations found, and what is new.
+
+    A warning that comes again, with other numbers, takes the place of the old one.
+    """
+    lines = [*before.splitlines(), *(f"{found.code}: {found.reason}" for found in findings)]
+    kept = {re.sub(r"\d+(\.\d+)?", "#", line): line for line in lines if line}
+    return {"morel.warnings": "\n".join(kept.values())} if kept else {}

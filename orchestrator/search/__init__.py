@@ -1,0 +1,1 @@
+"""A search: its file, its space, who proposes and who stops trials, what becomes of them."""

@@ -1,0 +1,93 @@
+"""Going on with Ray Tune's own state of a search, also with more trials than it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+from ray.tune import ExperimentAnalysis
+from ray.tune.search import ConcurrencyLimiter, SearchGenerator
+
+from morel_core.errors import MorelError
+from orchestrator import storage
+from orchestrator.search.searcher import SpaceSearcher
+
+
+def saved_trials(folder: str) -> list[Any]:
+    """Tune's trials as an earlier driver of the search in ``folder`` left them; none before that.
+
+    Raises:
+        MorelError: there is a state, but it cannot be read.
+    """
+    if not any(fnmatch(name, "experiment_state-*.json") for name in storage.names(folder)):
+        return []
+    try:
+        # Tune's own pickles, from our owner-only folder.
+        return list(ExperimentAnalysis(folder).trials or [])
+    except Exception as error:
+        raise unreadable(folder) from error
+
+
+def unreadable(folder: str) -> MorelError:
+    """What to say where Tune's state is no use."""
+    return MorelError(
+        f"{folder}: Ray Tune's state of this search cannot be read: its driver was killed while it "
+        "was written; move the newest experiment_state-*, search_gen_state-* and searcher-state-* "
+        "away to go on from the ones before (without any, trials are trained anew in their records)"
+    )
+
+
+class TrialSource(SearchGenerator):
+    """Where Tune gets its trials from.
+
+    Tune restores how many trials a search began with, how many ran at a time, and whether it was
+    over. Here all three are those of today's command, so that a search can grow.
+
+    Args:
+        searcher: who proposes them.
+        concurrent: trials at a time.
+        folder: of the search.
+        saved: see `saved_trials`.
+        closed: nothing is proposed any more: the budget is spent.
+    """
+
+    def __init__(
+        self,
+        searcher: SpaceSearcher,
+        *,
+        concurrent: int,
+        folder: str,
+        saved: Sequence[Any],
+        closed: bool,
+    ) -> None:
+        self._limiter = ConcurrencyLimiter(searcher, max_concurrent=concurrent)
+        super().__init__(self._limiter)
+        self._proposer = searcher
+        self._concurrent = concurrent
+        self._folder = folder
+        self._saved = saved
+        self._closed = closed
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Begin; Tune would also do so, in silence, where it could not read its state."""
+        if self._saved:
+            raise unreadable(self._folder)
+        super().add_configurations(experiments)
+
+    def restore_from_dir(self, dirpath: str) -> None:
+        """Take back what was saved; Tune calls this."""
+        super().restore_from_dir(dirpath)
+        self._limiter.max_concurrent = self._concurrent
+        self._total_samples, self._finished = self._proposer.total_trials, self._closed
+        self._counter = len(self._saved)
+        self._proposer.go_on_from(len(self._saved))
+        trials = {trial.trial_id: trial for trial in self._saved}
+        for trial_id in list(self._limiter.live_trials):
+            trial = trials.get(trial_id)
+            if trial is None:  # proposed, but not saved: it is proposed again
+                self.on_trial_complete(trial_id, error=True)
+            elif trial.is_finished():  # cut off: Tune told nobody
+                self.on_trial_complete(
+                    trial_id, trial.last_result, error=trial.status == trial.ERROR
+                )

@@ -1,0 +1,434 @@
+"""The trials of a search as the driver sees them: what happened, recorded as it arrives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+
+from morel_core.errors import MorelError
+from orchestrator import records, storage
+from orchestrator.config import RunConfig, to_dict, with_overrides
+from orchestrator.failures import FAILED, failure_reason
+from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
+from orchestrator.search import goal
+from orchestrator.search.parameters import is_number
+from orchestrator.search.population import Population
+from orchestrator.search.space import SearchConfig
+from orchestrator.search.twins import TRAINED, TWIN
+from orchestrator.tracking import Recorder
+
+if TYPE_CHECKING:
+    from orchestrator.search.selection import Verified
+
+STOP_REASON = "morel_stop_reason"
+"""Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""
+
+State = Literal["running", "finished", "stopped", "diverged", "failed"]
+NUMBER, POINT = "morel.number", "morel.point"
+"""Tags of a trial: its place in its search, and the raw values that were tried."""
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One trial: its point, its newest numbers and how it ended."""
+
+    run_id: str
+    number: int
+    label: str
+    params: dict[str, Any]
+    baseline: str | None = None
+    state: State = "running"
+    reason: str = ""
+    last: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    """The newest report of the trainer."""
+    started: float = field(default_factory=time.time)
+    seconds: float = 0.0
+    held: float = 0.0
+    """Seconds of training that it cost: epochs that a crash made it repeat count each time."""
+    holding_since: float | None = None
+    """From when on it holds its resources beyond ``held``; None while it does not."""
+    checkpoint: str | None = None
+    test: dict[str, float] = field(default_factory=lambda: dict[str, float]())
+    """Final numbers on the test set: the winner's alone, unless ``final.trials`` says otherwise."""
+    untested: str = ""
+    """Why those could not be measured."""
+    verified: Verified | None = None
+    """Its numbers under the verification's attacks, if it was a candidate for the win."""
+    standing: str = ""
+    """Of a candidate: that it is being verified, then what came out."""
+    retries: list[str] = field(default_factory=lambda: list[str]())
+    """Why it was run again, of each time."""
+    changes: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    """Settings that a retry changed, by dotted key."""
+
+    def held_until(self, now: float) -> float:
+        """``held``, with the epoch that it is in at ``now`` (unix seconds)."""
+        return self.held + (0.0 if self.holding_since is None else now - self.holding_since)
+
+    def release(self) -> None:
+        """It holds its resources no longer."""
+        self.held, self.holding_since = self.held_until(time.time()), None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained."""
+        return int(self.last.get("epoch", 0))
+
+    @property
+    def length(self) -> int:
+        """Epochs of the whole run; one that gave up early (`training.patience`) counts as whole."""
+        return int(self.last.get("num_epochs", self.epoch))
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a best epoch."""
+        return "best_epoch" in self.last
+
+    @property
+    def twin(self) -> str:
+        """Run id of the trial whose training it took over, if it did."""
+        return str(self.last.get(TWIN, ""))
+
+    @property
+    def rung(self) -> int:
+        """The rung of its best epoch, counted from 1; 0 in a search without rungs."""
+        return int(self.last.get("best_rung", 0))
+
+
+def trial_folder_name(tune_id: str) -> str:
+    """Of a trial's folder in that of its search: nothing from a config, which may hold anything."""
+    return f"trial_{tune_id}"
+
+
+class View(Protocol):
+    """Shows a search while it runs."""
+
+    def update(self, trials: Sequence[Trial]) -> None:
+        """Something changed; with no trials yet, Ray is starting."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Something about the whole search."""
+        ...
+
+
+class TrialBook:
+    """Follows Tune's trials in the driver: into the journal, and onto the screen."""
+
+    def __init__(
+        self,
+        search: SearchConfig,
+        recorder: Recorder,
+        view: View | None,
+        on_end: Callable[[Trial], None] | None = None,
+    ) -> None:
+        self.search = search
+        self.recorder = recorder
+        self.view = view
+        self._on_end = on_end
+        self.held_before: Mapping[str, float] = {}
+        """``held`` of trials by run id, from the status that an earlier driver left."""
+        self.cut = ""
+        """Why the search ends before its trials do; the budget, say."""
+        self.stopped_by_hand: set[str] = set()
+        """Run ids of trials that somebody stopped."""
+        self._trials: dict[str, Trial] = {}
+        self._run_ids: dict[str, str] = {}
+        self._settled: set[str] = set()
+        self._reported: dict[str, dict[str, Any]] = {}
+        self._recorded = {
+            int(past.tags[NUMBER]): run_id
+            for run_id, past in recorder.past.items()
+            if past.parent == search.base.name and NUMBER in past.tags
+        }
+        self._tune_trials: dict[str, Any] = {}
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials so far, in the order of the searcher."""
+        return sorted(self._trials.values(), key=lambda trial: trial.number)
+
+    def end(self) -> None:
+        """The search is over: what still seems to run was cut off."""
+        for trial in self.trials:
+            if trial.state == "running":
+                trial.release()
+                self._locate(trial, self._tune_trials[trial.run_id])
+                self._close(trial, "stopped", f"{self.cut or 'cut off'} at epoch {trial.epoch}")
+
+    def start(self, tune_trial: Any) -> Trial:
+        """The trial of a Tune trial, recorded when it is first seen."""
+        run_id = self.run_id(tune_trial)
+        known = self._trials.get(run_id)
+        config = tune_trial.config
+        if known is not None:
+            if known.state != "running" or known.holding_since is None:
+                known.state, known.holding_since = "running", time.time()
+            if known.params != config["params"]:  # it took over a network, and near its settings
+                known.params, known.label = dict(config["params"]), self._label(config)
+            return known
+        trial = Trial(
+            run_id=run_id,
+            number=int(config["index"]) + 1,
+            label=self._label(config),
+            params=dict(config["params"]),
+            baseline=config["baseline"],
+            retries=retries(tune_trial),
+            changes=dict(config.get(CHANGES, {})),
+            last=dict(last := self._reported.get(tune_trial.trial_id, {})),
+            seconds=float(last.get("time_total_s", 0.0)),
+            held=self.held_before.get(run_id, float(last.get("time_total_s", 0.0))),
+            holding_since=time.time(),
+        )
+        self._trials[run_id], self._tune_trials[run_id] = trial, tune_trial
+        self._record_start(trial, config)
+        self.show()
+        return trial
+
+    def _label(self, config: Mapping[str, Any]) -> str:
+        """A baseline's name, or the point; under pbt as long as it trains with those settings."""
+        space, name, params = self.search.space, config["baseline"], config["params"]
+        if name and self.search.scheduler.name == "pbt":
+            kept = all(params.get(k) == v for k, v in space.baseline_params(name).items())
+            name = name if kept else None
+        return space.label_of(name, params)
+
+    def _record_start(self, trial: Trial, config: Mapping[str, Any]) -> None:
+        tags = {"morel.search": str(self.search.base.name), "morel.kind": "trial"}
+        tags |= self.search.tags
+        tags |= {NUMBER: str(trial.number), POINT: json.dumps(trial.params)}
+        tags |= {"morel.baseline": trial.baseline} if trial.baseline else {}
+        params = {f"search.{key}": value for key, value in trial.params.items() if "." not in key}
+        try:
+            run = self.search.trial_config(trial.params)
+        except MorelError:  # a point that no run can have: Tune will say so as well
+            run, resolved = self.search.base, dict(config["overrides"])
+        else:
+            resolved = records.params(run)
+        self.recorder.start_run(
+            trial.run_id,
+            name=f"{trial.number:03d} {trial.label}",
+            parent=str(self.search.base.name),
+            params={**resolved, **params},
+            config=to_dict(run),
+            tags=records.run_tags(run, "trial") | tags,
+        )
+
+    def result(self, tune_trial: Any, report: Mapping[str, Any]) -> None:
+        """A report arrived."""
+        trial = self.start(tune_trial)
+        settings = self._settings(trial)
+        for metrics in report["epochs"]:
+            attack = records.measured_with(self.search.base, metrics)
+            recorded = records.epoch_metrics(metrics, attack) | settings
+            self.recorder.epoch(trial.run_id, int(metrics["epoch"]), recorded)
+        # A report that it failed for good has no numbers: those before it stay.
+        trial.last = {**trial.last, FAILED: report[FAILED]} if FAILED in report else dict(report)
+        trial.seconds = float(report.get("time_total_s", 0.0))
+        step = float(report.get("time_this_iter_s", 0.0))
+        trial.held, trial.holding_since = max(trial.held + step, trial.seconds), time.time()
+        self.show()
+
+    def complete(self, tune_trial: Any) -> None:
+        """A trial ended without an error, by itself or because it was stopped."""
+        trial = self.start(tune_trial)
+        if tune_trial.last_result and not trial.last:  # restored: it ended before this driver
+            trial.last = dict(tune_trial.last_result)
+            trial.seconds = float(trial.last.get("time_total_s", 0.0))
+            trial.held = max(trial.held, trial.seconds)
+        trial.holding_since = None
+        self._locate(trial, tune_trial)
+        reason = records.own_end(trial.last)
+        if FAILED in trial.last:
+            self._close(trial, "failed", trial.last[FAILED])
+        elif trial.last.get("diverged"):
+            self._close(trial, "diverged", reason)
+        elif trial.last.get("catastrophic_overfitting"):
+            self._close(trial, "stopped", reason)
+        elif reason:
+            self._close(trial, "finished", reason)
+        elif trial.run_id in self.stopped_by_hand:
+            self._close(trial, "stopped", f"stopped by morel stop at epoch {trial.epoch}")
+        else:
+            scheduler = self.search.scheduler.name.upper()
+            why = getattr(tune_trial, STOP_REASON, "")
+            reason = f"{scheduler} stopped it at epoch {trial.epoch}" + (f": {why}" if why else "")
+            self._close(trial, "stopped", reason)
+
+    def _settings(self, trial: Trial) -> dict[str, float]:
+        """What pbt trains with at present, where it is a number: MLflow's params cannot change."""
+        if self.search.scheduler.name != "pbt":
+            return {}
+        return {f"pbt.{k}": float(v) for k, v in trial.params.items() if is_number(v)}
+
+    def _history(self, trial: Trial) -> tuple[dict[str, str], dict[str, str]]:
+        """Tags and texts of a pbt trial: whose networks it took over, and what trained its own."""
+        if self.search.scheduler.name != "pbt":
+            return {}, {}
+        base = self.search.base
+        population = Population.read(f"{base.storage_path}/{base.name}")
+        stages = [
+            asdict(stage) | {"overrides": self.search.space.overrides(stage.params)}
+            for stage in population.schedule(trial.number, trial.params)
+        ]
+        tags = {"morel.pbt.lineage": population.lineage(trial.number)}
+        if len(stages) > 1:  # no run of constant settings is its twin
+            tags["morel.key"] = hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:16]
+        return tags, {"pbt.json": json.dumps(stages, indent=2)}
+
+    @contextmanager
+    def ended_records(self) -> Generator[None]:
+        """Inside, an exception that ends the search also ends the records of its running trials."""
+        try:
+            yield
+        except BaseException:
+            for trial in self.trials:
+                if trial.state == "running":
+                    self.recorder.finish(
+                        trial.run_id,
+                        status="KILLED",
+                        stop_reason="interrupted with its search; it goes on with it",
+                        tags={"morel.state": "killed"},
+                    )
+            raise
+
+    def adopt(self, tune_trials: Sequence[Any]) -> None:
+        """Take in the trials that ended before this driver started."""
+        for tune_trial in tune_trials:
+            if tune_trial.trial_id in self._settled:
+                continue
+            run_id = self.run_id(tune_trial)
+            trial = self._trials.get(run_id)
+            if trial is not None and tune_trial.status in ("PAUSED", "PENDING"):
+                trial.release()  # what waits costs nothing
+            if not tune_trial.is_finished():
+                continue
+            self._settled.add(tune_trial.trial_id)
+            if trial is not None:
+                continue
+            past = self.recorder.past.get(run_id)
+            if tune_trial.status == "ERROR":
+                self.error(tune_trial)
+            elif past is not None and past.state in get_args(State):
+                self._take_back(tune_trial, cast(State, past.state), past.stop_reason)
+            elif past is not None or "epoch" in tune_trial.last_result:  # others never began
+                self.complete(tune_trial)
+
+    def remember(self, saved: Sequence[Any]) -> None:
+        """Note how far the trials were that an earlier driver left unfinished."""
+        for tune_trial in saved:
+            if not tune_trial.is_finished() and "epoch" in tune_trial.last_result:
+                self._reported[tune_trial.trial_id] = dict(tune_trial.last_result)
+
+    def _take_back(self, tune_trial: Any, state: State, reason: str) -> None:
+        """A trial whose end is recorded: only this driver did not know of it yet."""
+        trial = self.start(tune_trial)
+        trial.last = dict(tune_trial.last_result or {})
+        trial.seconds = float(trial.last.get("time_total_s", 0.0))
+        trial.held, trial.holding_since = max(trial.held, trial.seconds), None
+        self._locate(trial, tune_trial)
+        trial.state, trial.reason = state, reason
+        self._ended(trial)
+
+    def run_id(self, tune_trial: Any) -> str:
+        """Our id of a Tune trial.
+
+        One whose driver was killed before Tune had saved that it exists comes again under another
+        id of Tune's, but with its number: it keeps the record that it has.
+        """
+        own = tune_trial.trial_id
+        if own not in self._run_ids:
+            number = int(tune_trial.config["index"]) + 1
+            self._run_ids[own] = self._recorded.get(number, f"{self.search.base.name}/{own}")
+        return self._run_ids[own]
+
+    def unsaved(self, saved: int) -> dict[int, dict[str, Any]]:
+        """Points of recorded trials beyond the first ``saved``, by index: to be tried again."""
+        points = {
+            number - 1: json.loads(self.recorder.past[run_id].tags[POINT])
+            for number, run_id in self._recorded.items()
+        }
+        return {index: point for index, point in points.items() if index >= saved}
+
+    def _locate(self, trial: Trial, tune_trial: Any) -> None:
+        """Where its newest checkpoint lies, if it has one."""
+        checkpoint = tune_trial.checkpoint
+        inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
+        path = inner or (checkpoint.path if checkpoint is not None else None)
+        # One stopped while its twin's epochs were told again has a network that knows later ones.
+        if path and trial.last.get(TRAINED, 0) <= trial.epoch:
+            trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))
+
+    def retry(self, tune_trial: Any) -> None:
+        """A trial failed, and Tune runs it again."""
+        trial = self.start(tune_trial)
+        note_retry(tune_trial, run_of(self.search, trial), trial.epoch)
+        trial.retries = retries(tune_trial)
+        trial.changes = dict(tune_trial.config.get(CHANGES, {}))
+        self.show()
+
+    def error(self, tune_trial: Any) -> None:
+        """A trial failed for good; the search goes on."""
+        trial = self.start(tune_trial)
+        trial.release()
+        self._close(trial, "failed", failure_reason(error_text(tune_trial)))
+
+    def _close(self, trial: Trial, state: State, reason: str) -> None:
+        trial.state, trial.reason = state, reason
+        attack = records.measured_with(self.search.base, trial.last, "best_")
+        metrics = records.best_metrics(trial.last, attack)
+        metrics |= {"train.seconds": trial.seconds}
+        metrics |= self.search.resources.cost(trial.held)
+        if "images_per_second" in trial.last:
+            metrics["train.images_per_second"] = float(trial.last["images_per_second"])
+        tags, texts = self._history(trial)
+        self.recorder.finish(
+            trial.run_id,
+            status="FAILED" if state in ("failed", "diverged") else "FINISHED",
+            stop_reason=reason,
+            metrics=metrics,
+            texts=texts,
+            tags={
+                **tags,
+                "morel.state": state,
+                "morel.diverged": str(state == "diverged").lower(),
+                "morel.device": str(trial.last.get("device", "unknown")),
+                "morel.checkpoint": trial.checkpoint or "",
+                **self._judged(trial),
+                **self._retry_tags(trial),
+                **({"morel.twin": trial.twin} if trial.twin else {}),
+            },
+        )
+        self._ended(trial)
+
+    def _ended(self, trial: Trial) -> None:
+        if self._on_end is not None:
+            self._on_end(trial)
+        self.show()
+
+    def _judged(self, trial: Trial) -> dict[str, str]:
+        """The tag that says which constraints a trial misses which came to its own end."""
+        objective = self.search.objective
+        if trial.state != "finished" or not objective.constraints:
+            return {}
+        return {"morel.missed": ", ".join(goal.complaints(objective, trial.last)) or "nothing"}
+
+    def _retry_tags(self, trial: Trial) -> dict[str, str]:
+        if not trial.retries:
+            return {}
+        return retry_tags(trial.retries, self.search.trial_config(trial.params), trial.last)
+
+    def show(self) -> None:
+        """Let the view see what changed."""
+        if self.view is not None:
+            self.view.update(self.trials)
+
+
+def run_of(search: SearchConfig, trial: Trial) -> RunConfig:
+    """The run of a trial as it is trained: its point, and what retries changed."""
+    return with_overrides(search.trial_config(trial.params), trial.changes)
