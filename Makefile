@@ -29,7 +29,7 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
-# In two processes: the tests of the session's Ray, which mostly wait, and all others.
+# In two processes; tests/conftest.py says which tests share one.
 unit: $(STAMP)
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 

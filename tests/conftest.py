@@ -10,15 +10,23 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups when it is its turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: what shares the session's Ray stays in one process and starts first.
+    """For `pytest -n 2`: tests that share a process, and with it a Ray or what a file prepares.
 
-    It is the longest part by far. Every other file is a group of its own.
+    The tests of the session's Ray are the longest part by far: they come first, as two groups of
+    about the same length, of searches and of all else. Every other file is a group of its own.
     """
     for item in items:
-        group = "ray" if needs_ray(item) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=lambda item: not needs_ray(item))
+
+
+def group(item: pytest.Item) -> str:
+    """The group's name."""
+    if needs_ray(item):
+        return "ray searches" if item.path.stem.startswith("test_search") else "ray"
+    return item.path.stem
 
 
 def needs_ray(item: pytest.Item) -> bool:

@@ -98,7 +98,7 @@ def test_swa_is_the_mean_over_the_ends_of_epochs():
 def test_ema_follows_each_step(monkeypatch):
     trainer = Trainer(tiny_run(training=EMA, model=NORMED))
     expected = copied(trainer.net)
-    step = trainer._step
+    step = trainer.step
 
     def followed(*args):
         result = step(*args)
@@ -110,7 +110,7 @@ def test_ema_follows_each_step(monkeypatch):
         return result
 
     followed.steps = 0
-    monkeypatch.setattr(trainer, "_step", followed)
+    monkeypatch.setattr(trainer, "step", followed)
     trainer.fit()
     assert followed.steps == 9
     for name, value in trainer.average.net.state_dict().items():

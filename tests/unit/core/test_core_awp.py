@@ -77,7 +77,7 @@ def test_the_reported_loss_is_the_worse_one():
     for trainer in (plain, worst):
         batch = next(iter(trainer.batches.epoch(1)))
         trainer.epoch = 1
-        trainer.first = trainer._step(batch, None)[0].total.item()
+        trainer.first = trainer.step(batch, None)[0].total.item()
     assert worst.first > plain.first
 
 

@@ -226,7 +226,7 @@ def test_tf32_is_what_the_config_says_in_every_pass_of_a_step(precision, convolu
     try:
         CONV.fp32_precision, MATMUL.fp32_precision = "tf32", "tf32"
         seen.clear()
-        trainer._step(next(iter(trainer.batches.epoch(1))), None)
+        trainer.step(next(iter(trainer.batches.epoch(1))), None)
         assert seen == {(convolutions, "ieee")}
         assert (CONV.fp32_precision, MATMUL.fp32_precision) == ("tf32", "tf32")
         seen.clear()
