@@ -26,10 +26,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
-def where(result: dict[str, Any]) -> str:
-    """One line on hardware, versions and clock."""
+def where(result: dict[str, Any], clock: str | None = None) -> str:
+    """One line on hardware, versions and clock; by default that of `measure.interleaved`."""
     hardware = result["hardware"]
-    threads, clock = hardware["threads"], hardware["clock"]
+    threads, clock = hardware["threads"], clock or hardware["clock"]
     machine = (
         f"{hardware['cpu']['name']}, {threads} thread{'s' if threads > 1 else ''}"
         if hardware["device"] == "cpu"
@@ -131,7 +131,7 @@ def searches(results: Path = RESULTS) -> str:
     parts: list[str] = []
     for path in sorted(results.glob("search_*.json")):
         result = json.loads(path.read_text())
-        source = f"({where(result)}, `{path.name}`)"
+        source = f"({where(result, 'wall')}, `{path.name}`)"
         match result["benchmark"]:
             case "search_replay":
                 asked = result["config"]
