@@ -367,6 +367,11 @@ def put(mapping: dict[str, Any], dotted: str, value: Any) -> None:
     mapping[leaf] = value
 
 
+def names_first(values: Mapping[str, Any]) -> list[str]:
+    """The keys; those that rename a section first, so that the others reach its new settings."""
+    return sorted(values, key=lambda key: (not key.endswith(".name"), key))
+
+
 def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a recipe (name or file) with ``key=value`` overrides, checked.
 
@@ -377,8 +382,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     path = find_file("recipes", recipe)
     mapping = read_yaml(path)
     values = parse_overrides(overrides)
-    # A new model or data name first, so that the other overrides reach its own settings.
-    for key in sorted(values, key=lambda key: (not key.endswith(".name"), key)):
+    for key in names_first(values):
         put(mapping, key, values[key])
     try:
         return build(RunConfig, mapping)
@@ -396,7 +400,7 @@ def overlap(key: str, other: str) -> bool:
 def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
     """A copy of ``config`` with dotted keys replaced, checked again; raises `ConfigError`."""
     mapping = to_dict(config)
-    for key in sorted(values, key=lambda key: (not key.endswith(".name"), key)):
+    for key in names_first(values):
         put(mapping, key, values[key])
     touched = {key.partition(".")[0] for key in values}  # only these are built again
     fields = [field.name for field in dataclasses.fields(config)]

@@ -22,12 +22,10 @@ from orchestrator.config import (
     RunConfig,
     build,
     compose,
-    find_file,
     flatten,
+    names_first,
     number,
-    packaged,
     parse_overrides,
-    read_yaml,
     to_dict,
     with_overrides,
 )
@@ -42,7 +40,7 @@ from orchestrator.search.settings import (
     SearcherConfig,
     SearchSettings,
 )
-from orchestrator.search.space import GOAL_KEYS, SearchConfig, check_search, placed
+from orchestrator.search.space import GOAL_KEYS, SearchConfig, check_search, placed, read_file
 from orchestrator.search.space_builder import PAPER, build_parameters, check_searchable, section_of
 
 # Of a search's keys, those that are the campaign's own, and those that would give a method more
@@ -148,19 +146,16 @@ def load_campaign(name_or_path: str, overrides: Sequence[str] = ()) -> CampaignC
         MorelError: no such file, or broken YAML.
         ConfigError: the first thing that is wrong, where it stands, and what is allowed.
     """
-    path = find_file("search_spaces", name_or_path)
-    own = path in packaged("search_spaces").values()
-    source = f"search_spaces/{path.name}" if own else str(path)
+    name, source, mapping = read_file(name_or_path)
     ours, runs = _split(overrides)
     given, run_given = parse_overrides(ours), parse_overrides(runs)
-    mapping = read_yaml(path)
     if "methods" not in mapping:
         raise MorelError(f"{source}: has no methods to compare: a search runs with morel tune")
     with placed(source, given | run_given):
-        for key in sorted(given, key=lambda key: (not key.endswith(".name"), key)):
+        for key in names_first(given):
             _put(mapping, key, given[key])
         settings = build(CampaignSettings, number(mapping))
-        return _check_campaign(path.stem, source, settings, run_given)
+        return _check_campaign(name, source, settings, run_given)
 
 
 def plan(campaign: CampaignConfig) -> dict[str, Any]:

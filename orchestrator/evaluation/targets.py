@@ -17,7 +17,7 @@ from morel_core.export import Normalised
 from morel_core.models import MODELS, ExternalConfig, build_net
 from orchestrator import storage
 from orchestrator.compare import RunRecord, load_runs
-from orchestrator.config import RunConfig, build, put, tracking_uri, with_overrides
+from orchestrator.config import RunConfig, build, names_first, put, tracking_uri, with_overrides
 from orchestrator.tracking.events import Status
 
 LIBRARIES = ("torchvision/", "timm/")
@@ -130,7 +130,7 @@ def _best(folder: Path, model: ModelConfig, shape: Shape, num_classes: int) -> n
 def _plain_model(name: str, overrides: Mapping[str, Any], weights: str | None) -> Target:
     MODELS.get(name)  # a name that is none is an error here
     mapping: dict[str, Any] = {"model": {"name": name}}
-    for key in sorted(overrides, key=lambda key: (not key.endswith(".name"), key)):
+    for key in names_first(overrides):
         put(mapping, key, overrides[key])
     config = build(RunConfig, mapping, source="the command line")
     pretrained = isinstance(config.model, ExternalConfig) and config.model.pretrained

@@ -114,21 +114,13 @@ class IntParameter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChoiceParameter:
-    """One of a few values, without an order."""
+class ListedValues:
+    """A few values, without an order."""
 
     values: list[Any]
-    when: Values = field(default_factory=lambda: Values())
 
     def __post_init__(self) -> None:
         check_values(self.values)
-
-    @cached_property
-    def distribution(self) -> CategoricalDistribution:
-        return CategoricalDistribution(self.values)
-
-    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Scalar:
-        return trial.suggest_categorical(name, self.values)
 
     def contains(self, value: Any) -> bool:
         return value in self.values
@@ -141,22 +133,22 @@ class ChoiceParameter:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridParameter:
+class ChoiceParameter(ListedValues):
+    """One of a few values."""
+
+    when: Values = field(default_factory=lambda: Values())
+
+    @cached_property
+    def distribution(self) -> CategoricalDistribution:
+        return CategoricalDistribution(self.values)
+
+    def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Scalar:
+        return trial.suggest_categorical(name, self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridParameter(ListedValues):
     """Values that are all tried: every point of the search is crossed with every combination."""
-
-    values: list[Any]
-
-    def __post_init__(self) -> None:
-        check_values(self.values)
-
-    def contains(self, value: Any) -> bool:
-        return value in self.values
-
-    def extremes(self) -> list[tuple[str, Any]]:
-        return [("values", value) for value in self.values]
-
-    def describe(self) -> str:
-        return f"one of {self.values}"
 
 
 @dataclass(frozen=True, kw_only=True)

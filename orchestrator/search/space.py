@@ -20,6 +20,7 @@ from orchestrator.config import (
     compose,
     find_file,
     flatten,
+    names_first,
     number,
     packaged,
     parse_overrides,
@@ -97,18 +98,22 @@ def load_search(name_or_path: str, overrides: Sequence[str] = ()) -> SearchConfi
         MorelError: no such file, or broken YAML.
         ConfigError: the first thing that is wrong, where it stands, and what is allowed.
     """
-    path = find_file("search_spaces", name_or_path)
-    own = path in packaged("search_spaces").values()
-    source = f"search_spaces/{path.name}" if own else str(path)
+    name, source, mapping = read_file(name_or_path)
     search_items, run_items = split_overrides(overrides)
     given, run_given = parse_overrides(search_items), parse_overrides(run_items)
-    mapping = read_yaml(path)
     if "methods" in mapping:
         raise MorelError(f"{source}: compares methods: a campaign runs with morel campaign")
     with placed(source, given | run_given):
-        for key in sorted(given, key=lambda key: (not key.endswith(".name"), key)):
+        for key in names_first(given):
             put(mapping, key, given[key])
-        return check_search(path.stem, source, mapping, run_given)
+        return check_search(name, source, mapping, run_given)
+
+
+def read_file(name_or_path: str) -> tuple[str, str, dict[str, Any]]:
+    """A file of ``search_spaces/`` by name, or any file: its name, how errors call it, its keys."""
+    path = find_file("search_spaces", name_or_path)
+    own = path in packaged("search_spaces").values()
+    return path.stem, f"search_spaces/{path.name}" if own else str(path), read_yaml(path)
 
 
 @contextmanager
