@@ -14,13 +14,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from morel_core.errors import ConfigError, MorelError
 from morel_core.registry import suggestion
 from orchestrator.config import NOT_SCIENTIFIC
 from orchestrator.tracking.connection import open_client, shown
+from orchestrator.tracking.parameters import all_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,6 +75,7 @@ class RunRecord:
     """Unix seconds."""
     ended: float | None
     params: dict[str, str]
+    """A trial's with those of its search, which its own run need not have."""
     metrics: dict[str, float]
     tags: dict[str, str]
     dataset: str | None = None
@@ -188,7 +190,7 @@ def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunR
             raise MorelError(
                 f"experiment {experiment!r} is not in {shown(uri)}: {suggestion(experiment, names)}"
             )
-        runs = sorted(_all_runs(client, found.experiment_id), key=_order)
+        runs = sorted(_with_all_params(_all_runs(client, found.experiment_id)), key=_order)
     except MlflowException as error:
         raise MorelError(f"{shown(uri)}: {str(error).splitlines()[0]}") from error
     return runs if search is None else _of_search(runs, search, experiment)
@@ -203,6 +205,17 @@ def _all_runs(client: MlflowClient, experiment_id: str) -> list[RunRecord]:
         token = page.token
         if not token:
             return runs
+
+
+def _with_all_params(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs; trials with the parameters that only the run of their search has, too."""
+    searches = {run.mlflow_id: run.params for run in runs if run.kind == "search"}
+    return [
+        replace(run, params=all_params(run.params, searches.get(run.parent_mlflow_id or "", {})))
+        if run.kind == "trial"
+        else run
+        for run in runs
+    ]
 
 
 def _order(run: RunRecord) -> tuple[float, bool, str]:

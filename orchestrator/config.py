@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -274,7 +274,7 @@ def _build(
     """
     same = same or {}
     specs = dataclasses.fields(cast(Any, cls))
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     names = [spec.name for spec in specs]
     for key, value in mapping.items():
         if key not in names:
@@ -334,20 +334,30 @@ def _leaf(key: str, value: Any, hint: Any) -> Any:
 
 def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """``leaves`` converted to the field types of ``cls`` by OmegaConf; raises `ConfigError`."""
-    if not leaves:
-        return {}
+    return {
+        key: _typed(cls, key, value) if isinstance(value, Hashable) else _convert(cls, key, value)
+        for key, value in leaves.items()
+    }
+
+
+def _convert(cls: type, key: str, value: Any) -> Any:
+    """``value`` as the type of the field ``key``; raises `ConfigError`."""
     schema = _schema(cls)
-    for key, value in leaves.items():
-        try:
-            OmegaConf.update(schema, key, value, merge=False)
-        except OmegaConfBaseException as error:
-            reason = str(error).strip().splitlines()[0].replace("$", "")
-            raise ConfigError(key, value, reason) from None
-    plain = cast(dict[str, Any], OmegaConf.to_container(schema, resolve=True))
-    return {key: plain[key] for key in leaves}
+    try:
+        OmegaConf.update(schema, key, value, merge=False)
+    except OmegaConfBaseException as error:
+        reason = str(error).strip().splitlines()[0].replace("$", "")
+        raise ConfigError(key, value, reason) from None
+    typed: Any = schema[key]
+    return OmegaConf.to_container(typed, resolve=True) if OmegaConf.is_config(typed) else typed
 
 
-@functools.cache  # a search makes thousands of configs, and this is most of the time of one
+# A search makes thousands of configs, alike in most values; 1, 1.0 and true are told apart.
+_typed = functools.lru_cache(maxsize=4096, typed=True)(_convert)
+_hints = functools.cache(get_type_hints)
+
+
+@functools.cache
 def _schema(cls: type) -> DictConfig:
     """Where leaves of ``cls`` are set and read back; what earlier ones have left is never read."""
     schema = OmegaConf.structured(cls)
@@ -399,13 +409,13 @@ def overlap(key: str, other: str) -> bool:
 
 def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
     """A copy of ``config`` with dotted keys replaced, checked again; raises `ConfigError`."""
-    mapping = to_dict(config)
+    touched = {key.partition(".")[0] for key in values}  # only these are built again
+    before = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    mapping = to_dict({name: value for name, value in before.items() if name in touched})
     for key in names_first(values):
         put(mapping, key, values[key])
-    touched = {key.partition(".")[0] for key in values}  # only these are built again
-    fields = [field.name for field in dataclasses.fields(config)]
-    same = {name: getattr(config, name) for name in fields if name not in touched}
-    return _build(RunConfig, {k: v for k, v in mapping.items() if k not in same}, same=same)
+    same = {name: value for name, value in before.items() if name not in touched}
+    return _build(RunConfig, mapping, same=same)
 
 
 # --- dataclass → mapping -------------------------------------------------------------------------
@@ -413,7 +423,11 @@ def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain values (lists for tuples), ready for YAML or JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(config, default=_values))
+
+
+def _values(section: Any) -> dict[str, Any]:
+    return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

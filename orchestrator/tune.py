@@ -125,7 +125,7 @@ def tune(
                 search_id,
                 name=search_id,
                 parent=search.parent,
-                params=search_params(search),
+                params=records.params(base) | search_params(search),
                 config={"search": definition(search), "base": to_dict(base)},
                 tags={
                     **records.run_tags(base, "search"),

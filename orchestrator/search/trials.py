@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
 from orchestrator import records, storage
-from orchestrator.config import RunConfig, to_dict, with_overrides
+from orchestrator.config import RunConfig, flatten, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason
 from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
 from orchestrator.search import goal
@@ -20,7 +20,7 @@ from orchestrator.search.parameters import is_number
 from orchestrator.search.population import Population
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.twins import TRAINED, TWIN
-from orchestrator.tracking import Recorder
+from orchestrator.tracking import Recorder, own_params
 
 if TYPE_CHECKING:
     from orchestrator.search.selection import Verified
@@ -147,6 +147,9 @@ class TrialBook:
             if past.parent == search.base.name and NUMBER in past.tags
         }
         self._tune_trials: dict[str, Any] = {}
+        whole = recorder.past.get(str(search.base.name))
+        self._shared = records.params(search.base) if whole is None else whole.params
+        """What the search's own run has recorded."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -203,19 +206,22 @@ class TrialBook:
         tags |= self.search.tags
         tags |= {NUMBER: str(trial.number), POINT: json.dumps(trial.params)}
         tags |= {"morel.baseline": trial.baseline} if trial.baseline else {}
-        params = {f"search.{key}": value for key, value in trial.params.items() if "." not in key}
+        helpers = {f"search.{key}": value for key, value in trial.params.items() if "." not in key}
+        searched: dict[str, Any] = config["overrides"]
         try:
             run = self.search.trial_config(trial.params)
         except MorelError:  # a point that no run can have: Tune will say so as well
-            run, resolved = self.search.base, dict(config["overrides"])
+            run, params = self.search.base, searched
+            resolved = to_dict(run)
         else:
-            resolved = records.params(run)
+            resolved = to_dict(run)
+            params = own_params(flatten(resolved), self._shared, searched)
         self.recorder.start_run(
             trial.run_id,
             name=f"{trial.number:03d} {trial.label}",
             parent=str(self.search.base.name),
-            params={**resolved, **params},
-            config=to_dict(run),
+            params={**params, **helpers},
+            config=resolved,
             tags=records.run_tags(run, "trial") | tags,
         )
 

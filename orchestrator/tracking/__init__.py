@@ -11,6 +11,7 @@ from orchestrator.tracking.events import (
 )
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from orchestrator.tracking.parameters import all_params, own_params
 from orchestrator.tracking.recorder import Recorder, Rejection, Replay, replay
 from orchestrator.tracking.tracker import MemoryTracker, NullTracker, Tracker
 
@@ -30,5 +31,7 @@ __all__ = [
     "Replay",
     "StartPayload",
     "Tracker",
+    "all_params",
+    "own_params",
     "replay",
 ]

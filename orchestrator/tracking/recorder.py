@@ -50,7 +50,9 @@ class Past:
 
     parent: str | None = None
     tags: dict[str, str] = field(default_factory=lambda: dict[str, str]())
-    """Of its start."""
+    """Of its start, like …"""
+    params: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    """… these."""
     state: str = ""
     """The tag ``morel.state`` of its end; empty while it goes on."""
     stop_reason: str = ""
@@ -59,6 +61,7 @@ class Past:
         """Take in the run's next event."""
         if event.kind == "start":
             self.parent, self.tags = event.payload["parent"], event.payload["tags"]
+            self.params = event.payload["params"]
         elif event.kind == "epoch":
             self.state = self.stop_reason = ""
         elif event.kind == "final" and "morel.state" in event.payload["tags"]:

@@ -460,6 +460,21 @@ def test_comparing_what_was_recorded(uri, connect, experiment, tmp_path):
     assert table.params == ["optimizer.lr"]
 
 
+def test_a_trial_is_read_with_the_parameters_of_its_search(uri, connect, experiment, tmp_path):
+    recorder = Recorder(Journal(str(tmp_path)), connect())
+    whole = {"lr": 0.1, "model.name": "net", "model.norm": "batch", "search.seed": 7}
+    recorder.start_run("s", name="s", params=whole, config={}, tags={"morel.kind": "search"})
+    for name, own in (("a", {"lr": 0.1}), ("b", {"lr": 0.2, "model.name": "other"})):
+        tags = {"morel.kind": "trial"}
+        recorder.start_run(f"s/{name}", name=name, parent="s", params=own, config={}, tags=tags)
+    assert recorder.close(60) == 0
+    _, first, second = load_runs(uri, experiment)
+    assert first.params == {"lr": "0.1", "model.name": "net", "model.norm": "batch"}
+    assert second.params == {"lr": "0.2", "model.name": "other"}
+    table = comparison_table([first, second])
+    assert sorted(table.params) == ["lr", "model.name", "model.norm"]
+
+
 def test_a_search_stands_before_trials_of_its_first_millisecond(uri, client, experiment):
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
     for kind, run_id in (("trial", "a/2"), ("search", "a"), ("trial", "a/1")):

@@ -72,6 +72,8 @@ def test_search_records_parent_and_children(asha: SearchResult, shared_storage: 
     assert len(children) == 4
     assert {run.data.tags["morel.run_id"] for run in children} == {t.run_id for t in asha.trials}
     assert {run.info.status for run in children} == {"FINISHED"}
+    assert parent.data.params["training.epochs"] == "4"
+    assert all(run.data.params.keys() == {"optimizer.lr"} for run in children)
     assert asha.recorded
 
 
@@ -162,9 +164,9 @@ def test_multi_worker_trials_on_real_cifar10_free_their_cpus(
     assert len(result.trials) == 3
     assert all(trial.state in ("finished", "stopped") for trial in result.trials)
     assert result.winner is not None
+    assert recorded.one(shared_storage, "cifar").data.params["scaling.num_workers"] == "2"
     for trial in result.trials:
         run = recorded.one(shared_storage, trial.run_id)
-        assert run.data.params["scaling.num_workers"] == "2"
         assert recorded.steps(shared_storage, run, "loss.total") == list(range(1, trial.epoch + 1))
     deadline = time.time() + 30
     while local_ray.available_resources().get("CPU") != 2 and time.time() < deadline:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
+from orchestrator import records
 from orchestrator.records import own_end
 from orchestrator.search import trials
 from orchestrator.search.selection import choose
@@ -96,16 +97,39 @@ def test_what_is_recorded_at_the_start(book, recorded):
     ((kind, start),) = recorded("hunt/t1")
     assert kind == "start"
     assert (start["name"], start["parent"]) == ("001 paper", "hunt")
-    assert start["params"]["objective.preference"] == [0.1, 0.9]  # resolved for the run …
-    assert start["params"]["objective.alpha"] == 1e-5
-    assert start["params"]["search.k1"] == 0.1  # … and the helper it was derived from
-    assert start["params"]["training.epochs"] == 9
+    assert start["params"] == {
+        "objective.preference": [0.1, 0.9],  # resolved for the run …
+        "objective.alpha": 1e-5,
+        "search.k1": 0.1,  # … and the helper it was derived from
+    }
+    assert book.search.base.objective.alpha == 1e-5  # what is searched stands there all the same
     assert start["config"]["objective"]["preference"] == [0.1, 0.9]
+    assert start["config"]["training"]["epochs"] == 9
     tags = start["tags"]
     assert tags["morel.kind"] == "trial"
     assert (tags["morel.search"], tags["morel.baseline"]) == ("hunt", "paper")
     assert tags["morel.attack.evaluation"] == ATTACK
     assert "morel.commit" in tags
+
+
+def test_a_trial_has_what_the_record_of_its_search_lacks(search, recorder, tmp_path):
+    moved = replace(search.base, tracking=replace(search.base.tracking, uri="http://new:5000"))
+    for params, more in (
+        (records.params(search.base), {"tracking.uri"}),
+        ({"search.seed": 0}, records.params(search.base).keys()),  # of an older search
+    ):
+        before = Recorder(Journal(str(tmp_path / str(len(params)))), MemoryTracker())
+        before.start_run("hunt", name="hunt", params=params, config={})
+        before.close()
+        with another_driver(replace(search, base=moved), before) as book:
+            book.start(FakeTrial())
+            (start,) = [
+                event
+                for event in Journal(before._journal.root).events()
+                if event.run_id == "hunt/t1"
+            ]
+        own = {"objective.preference", "objective.alpha", "search.k1"}
+        assert start.payload["params"].keys() == own | more
 
 
 def test_a_sampled_trial_is_labelled_by_its_point(book):
