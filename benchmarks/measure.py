@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -84,16 +85,18 @@ def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> dict[str,
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     """Most memory in use at once during ``call``, beyond what was in use before it.
 
-    On CUDA from the caching allocator; on a CPU the running sum of torch's own allocator, as the
-    profiler records it (scratch memory of the convolution library is in neither sum).
+    On CUDA what the caching allocator reserved, which holds the pools of CUDA graphs and scratch
+    memory; on a CPU the running sum of torch's own allocator, as the profiler records it, without
+    scratch memory.
     """
     if device.type == "cuda":
         synchronise(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_reserved(device)
         call()
         synchronise(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None
@@ -132,7 +135,7 @@ def cpu() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit, with ``-dirty`` where files differ from it; unknown without git."""
+    """The commit, ``-dirty`` where files differ from it; without git what ``COMMIT`` names."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,
@@ -140,7 +143,7 @@ def commit() -> str:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or os.environ.get("COMMIT", "unknown")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

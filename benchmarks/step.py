@@ -2,7 +2,7 @@
 
     python -m benchmarks.step --out benchmarks/results/step_cpu.json
     python -m benchmarks.step --device cuda --model resnet18 wrn-34-10 --batch-size 128 \\
-        --precision fp32 bf16 --channels-last --compile --rounds 10 --steps 10 \\
+        --precision fp32 bf16 --channels-last --compile --capture --rounds 10 --steps 10 \\
         --out benchmarks/results/step_gpu.json
 
 Run from the repository's folder; needs torch alone. The contenders of a row:
@@ -13,8 +13,9 @@ Run from the repository's folder; needs torch alone. The contenders of a row:
 - ``ours``: `morel_core.step.train_step`, with its noise drawn.
 - ``published``: its literal twin in `benchmarks.published`: contiguous, not compiled, in fp32 with
   torch's default of TF32 convolutions on CUDA.
-- bf16, channels-last or compiled rows, where floor and ours run so, also have
-  ``published_same``, the published step given the same, and ``ours_plain``, ours as published.
+- bf16, channels-last, compiled or captured rows, where floor and ours run so, also have
+  ``published_same``, the published step given the same (but for the capture, which its copies from
+  the host forbid), and ``ours_plain``, ours as published.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from benchmarks.measure import (
 )
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig
 from morel_core.attacks import attack_mode
+from morel_core.capture import CapturedAttack
 from morel_core.config import ModelConfig, Precision
 from morel_core.models import ResNetConfig, WideResNetConfig, build_net
 from morel_core.optim import make_optimizer
@@ -60,16 +62,27 @@ SETTINGS = OptimizerConfig(lr=1e-4)  # hundreds of steps on random images have t
 SHAPE = (3, 32, 32)
 
 
-def floor_step(net: MorelNet, optimizer: Optimizer, x: Tensor, pgd: PGD) -> None:
-    """The passes of a MOREL step and nothing else."""
+def attack_passes(pgd: PGD) -> Callable[..., Tensor]:
+    """The passes of an attack and nothing else; the images come back."""
+
+    def passes(net: MorelNet, x: Tensor, y: Tensor, *, noise: Tensor) -> Tensor:
+        del y, noise
+        ones = torch.ones(len(x), net.head.out_features, device=x.device)
+        with attack_mode(net):
+            if pgd.loss == "kl":
+                with torch.no_grad():
+                    net(x)
+            for _ in range(pgd.num_steps):
+                moving = x.detach().requires_grad_()
+                torch.autograd.grad(net(moving), moving, ones)
+        return x
+
+    return passes
+
+
+def descent_passes(net: MorelNet, optimizer: Optimizer, x: Tensor) -> None:
+    """Forward and backward of two batches, and the optimiser."""
     ones = torch.ones(len(x), net.head.out_features, device=x.device)
-    with attack_mode(net):
-        if pgd.loss == "kl":
-            with torch.no_grad():
-                net(x)
-        for _ in range(pgd.num_steps):
-            moving = x.detach().requires_grad_()
-            torch.autograd.grad(net(moving), moving, ones)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward([net(x), net(x)], [ones, ones])
     optimizer.step()
@@ -91,49 +104,56 @@ class Contenders:
         self.x = torch.rand(batch_size, *SHAPE, generator=draws).to(device)
         self.y = torch.randint(classes, (batch_size,), generator=draws).to(device)
         fast = {key: row[key] for key in ("precision", "channels_last", "compile")}
+        capture = row["capture"]
         default = "tf32" if device.type == "cuda" else "fp32"  # torch's, so the published code's
         plain = {"precision": default, "channels_last": False, "compile": False}
         self.steps: dict[str, Callable[[], object]] = {
-            "floor": self._floor(fast),
-            "ours": self._ours(fast),
+            "floor": self._floor(fast, capture),
+            "ours": self._ours(fast, capture),
             "published": self._published(plain),
         }
-        if fast != plain:
+        if fast != plain or capture:
             self.steps["published_same"] = self._published(fast)
-            self.steps["ours_plain"] = self._ours(plain)
+            self.steps["ours_plain"] = self._ours(plain, capture=False)
 
     def _copy(self, settings: dict[str, Any]) -> tuple[MorelNet, EncoderPasses]:
         net = copy.deepcopy(self.net)
         return net, EncoderPasses(net, **settings)
 
-    def _floor(self, settings: dict[str, Any]) -> Callable[[], object]:
+    def _floor(self, settings: dict[str, Any], capture: bool) -> Callable[[], object]:
         net, passes = self._copy(settings)
         optimizer = make_optimizer(SETTINGS, net)
+        attack = attack_passes(self.pgd)
+        attack = CapturedAttack(attack) if capture else attack
 
         def step() -> None:
             with passes.active():
-                floor_step(net, optimizer, self.x, self.pgd)
+                attack(net, self.x, self.y, noise=self.x)
+                descent_passes(net, optimizer, self.x)
 
         return step
 
-    def _ours(self, settings: dict[str, Any]) -> Callable[[], object]:
+    def _ours(self, settings: dict[str, Any], capture: bool) -> Callable[[], object]:
         net, passes = self._copy(settings)
         optimizer = make_optimizer(SETTINGS, net)
+        attack = CapturedAttack(self.pgd) if capture else self.pgd
 
         def step() -> Tensor:
             with passes.active():
                 noise = sliced_randn(
                     self.seed, [self.batch_size], 0, SHAPE, self.x.dtype, self.device
                 )
-                return self.train(net, optimizer, noise)
+                return self.train(net, optimizer, noise, attack)
 
         return step
 
-    def train(self, net: MorelNet, optimizer: Optimizer, noise: Tensor) -> Tensor:
+    def train(
+        self, net: MorelNet, optimizer: Optimizer, noise: Tensor, attack: Callable[..., Tensor]
+    ) -> Tensor:
         terms, _ = train_step(
             net,
             self.objective,
-            self.pgd,
+            attack,
             optimizer,
             self.x,
             self.y,
@@ -171,9 +191,7 @@ class Contenders:
         one = PGD(eps=self.pgd.eps, step_size=1e-12, num_steps=1, loss=self.pgd.loss)
         noise = torch.randn(self.x.shape, generator=generator("cpu", self.seed, "noise"))
         ours, theirs = copy.deepcopy(self.net), copy.deepcopy(self.net)
-        pgd, self.pgd = self.pgd, one
-        loss = self.train(ours, make_optimizer(SETTINGS, ours), noise.to(self.device)).item()
-        self.pgd = pgd
+        loss = self.train(ours, make_optimizer(SETTINGS, ours), noise.to(self.device), one).item()
         twin = published.step(
             theirs, self._plain_sgd(theirs), self.x, self.y, self.config, one, noise
         )
@@ -272,6 +290,7 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                             "precision": precision,
                             "channels_last": args.channels_last and not plain,
                             "compile": args.compile and not plain,
+                            "capture": args.capture,
                         }
                     )
     return found
@@ -287,6 +306,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=get_args(Precision), default=["fp32"])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--capture", action="store_true", help="the attack as one CUDA graph")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")
@@ -297,6 +317,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    dynamo: Any = torch._dynamo.config  # never timed as compiled what torch gave up compiling
+    dynamo.fail_on_recompile_limit_hit = True
     result: dict[str, Any] = {"benchmark": "step", "rows": []}
     for row in rows(args):
         result["rows"].append(measure(row, args))

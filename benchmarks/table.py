@@ -45,6 +45,8 @@ def step_rows(result: dict[str, Any]) -> list[list[str]]:
         ratios = row["ratios"]
         how = [row["precision"]]
         how += ["channels-last"] * row["channels_last"] + ["compiled"] * row["compile"]
+        how += ["captured attack"] * row.get("capture", False)
+        used = row["flop_utilisation"]
         lines.append(
             [
                 f"{row['model']}, batch {row['batch_size']}",
@@ -53,7 +55,8 @@ def step_rows(result: dict[str, Any]) -> list[list[str]]:
                 cell(ratios["ours / floor"]),
                 cell(ratios["published / ours"]),
                 cell(ratios.get("published_same / ours")),
-                f"{row['images_per_second']['ours']:.1f}",
+                f"{row['images_per_second']['ours']:.{'1f' if used is None else '0f'}}",
+                "–" if used is None else f"{used['ours']:.0%} of {used['of']}",
                 f"{row['peak_mib']['ours']:.0f} / {row['peak_mib']['published']:.0f}",
             ]
         )
@@ -68,6 +71,7 @@ STEP_HEAD = [
     "speed-up on the published step",
     "… given the same passes",
     "images/s",
+    "of the peak FLOP/s",
     "peak MiB, ours / published",
 ]
 

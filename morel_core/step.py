@@ -19,7 +19,7 @@ from morel_core.optim import Optimizer, update_if_finite
 def train_step(
     net: MorelNet,
     objective: MorelObjective | Callable[..., Terms],
-    attack: Attack,
+    attack: Attack | Callable[..., Tensor],
     optimizer: Optimizer,
     x: Tensor,
     y: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor
 from morel_core import checkpoint
 from morel_core.attacks import PGD, Attack
 from morel_core.averaging import WeightAverage
+from morel_core.capture import CapturedAttack
 from morel_core.config import ExperimentConfig, ObjectiveConfig
 from morel_core.data import Batch, Batches, Dataset, load_data
 from morel_core.distributed import (
@@ -116,6 +117,12 @@ class Trainer:
         self.passes = self._encoder_passes(compile=config.training.compile)
         # Measuring shares goes back through the graph several times: compiled, it would be freed.
         self.passes_for_shares = self._encoder_passes(compile=False)
+        self.attack_for_shares = in_slices(self.attack, config.training.micro_batches)
+        self.attack_for_steps = (
+            CapturedAttack(self.attack_for_shares)
+            if config.training.capture_attack
+            else self.attack_for_shares
+        )
         self.average = WeightAverage.of(config.training, self.net)
         self.epoch = 0
         self.history: list[Metrics] = []
@@ -258,7 +265,7 @@ class Trainer:
             return train_step(
                 self.net,
                 self.parallel_objective,
-                in_slices(self.attack, self.config.training.micro_batches),
+                self.attack_for_steps if shares is None else self.attack_for_shares,
                 self.optimizer,
                 batch.x,
                 batch.y,

@@ -47,6 +47,9 @@ class TrainingConfig:
     """Memory layout of the encoder's passes; pays with bf16, and on GPUs."""
     compile: bool = False
     """torch.compile the encoder's passes: minutes at the start, then fewer and larger kernels."""
+    capture_attack: bool = False
+    """On CUDA, replay the training attack as one CUDA graph: for networks whose passes are shorter
+    than the launching of their kernels. Takes the memory of one more pass."""
     published_batchnorm: bool = False
     """Move BatchNorm's running statistics as often as the published step's repeated passes do."""
     ema_decay: float | None = None

@@ -1,0 +1,148 @@
+"""Does the fast step train as robust a network as the published one? Both, from the same seeds.
+
+    python -m benchmarks.accuracy --device cuda --data images.npz \\
+        --out benchmarks/results/accuracy_gpu.json
+
+``--data``: an npz with ``image`` (N, 32, 32, 3) uint8 and ``label`` (N,); its last ``--holdout``
+images are held out. Both contenders see the same batches and initial weights:
+
+- ``fast``: `morel_core.step.train_step` in bf16, channels-last, compiled, its attack captured.
+- ``published``: `benchmarks.published`, contiguous, not compiled, in torch's default of TF32
+  convolutions on CUDA.
+
+The question is answered by the margin that is stated beforehand, ``MARGIN``: the mean over the
+seeds of the difference in held-out robust accuracy lies within it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import published
+from benchmarks.measure import record, settings, write
+from benchmarks.step import MODELS, SHAPE
+from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig, evaluate
+from morel_core.capture import CapturedAttack
+from morel_core.data import Batches
+from morel_core.data.extra import load_extra
+from morel_core.evaluation.measure import as_images
+from morel_core.models import build_net
+from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
+from morel_core.precision import EncoderPasses
+from morel_core.seeding import sliced_randn
+from morel_core.statistics import paired_t
+from morel_core.step import train_step
+
+MARGIN = 0.02
+CONTENDERS = ("fast", "published")
+SETTINGS = OptimizerConfig(lr=0.1, weight_decay=5e-4, schedule="one_cycle")
+HELD_OUT_ATTACK = PGD(eps=8 / 255, step_size=2 / 255, num_steps=20, init="uniform")
+
+
+def train(
+    contender: str, net: MorelNet, batches: Batches, args: argparse.Namespace, device: torch.device
+) -> None:
+    """Train ``net`` in place."""
+    config = ObjectiveConfig(accuracy=args.objective)
+    pgd = PGD(eps=0.031, step_size=0.007, num_steps=10, loss=config.attack_loss)
+    objective, attack = MorelObjective(config), CapturedAttack(pgd)
+    fast = {"precision": "bf16", "channels_last": True, "compile": device.type == "cuda"}
+    passes = EncoderPasses(net, **fast if contender == "fast" else {"precision": "tf32"})
+    optimizer = make_optimizer(SETTINGS, net)
+    for epoch in range(1, args.epochs + 1):
+        for step, batch in enumerate(batches.epoch(epoch)):
+            done = epoch - 1 + step / len(batches)
+            set_learning_rate(optimizer, learning_rate(SETTINGS, done, args.epochs))
+            with passes.active():
+                if contender == "published":
+                    published.step(net, optimizer, batch.x, batch.y, config, pgd)
+                    continue
+                noise = sliced_randn(batch.seed, batch.sizes, 0, SHAPE, batch.x.dtype, device)
+                train_step(
+                    net,
+                    objective,
+                    attack,
+                    optimizer,
+                    batch.x,
+                    batch.y,
+                    noise=noise,
+                    epoch=epoch,
+                    num_epochs=args.epochs,
+                )
+
+
+def run(contender: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One training run, measured on the held-out images."""
+    device = torch.device(args.device)
+    images = load_extra(args.data, SHAPE, 10).to(device)
+    rows = torch.arange(len(images))
+    train_set, holdout = images.subset(rows[: -args.holdout]), images.subset(rows[-args.holdout :])
+    torch.manual_seed(seed)  # the published step draws its noise from the global generator
+    net = build_net(MODELS[args.model], num_classes=10, shape=SHAPE, seed=seed).to(device).train()
+    train(contender, net, Batches(train_set, args.batch_size, seed, "crop_flip", 4), args, device)
+    result = evaluate(net, as_images(holdout.images), holdout.labels, {"robust": HELD_OUT_ATTACK})
+    return {
+        "contender": contender,
+        "seed": seed,
+        "num_train": len(train_set),
+        "clean_accuracy": result["clean"].accuracy,
+        "robust_accuracy": result["robust"].accuracy,
+    }
+
+
+def verdict(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Fast minus published over the seeds: mean, 95 % interval (paired t), and the margin."""
+    by = {
+        name: {r["seed"]: r["robust_accuracy"] for r in runs if r["contender"] == name}
+        for name in CONTENDERS
+    }
+    seeds = sorted(set(by["fast"]) & set(by["published"]))
+    if len(seeds) < 2:
+        return {}
+    pairs = [(by["fast"][seed], by["published"][seed]) for seed in seeds]
+    paired = paired_t(*zip(*pairs, strict=True))
+    return {
+        "seeds": paired.num_seeds,
+        "mean": paired.difference,
+        "low": paired.low,
+        "high": paired.high,
+        "margin": MARGIN,
+        "within": abs(paired.difference) <= MARGIN,
+    }
+
+
+def main() -> None:
+    """Train every seed with both, print as it goes, write after every run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--holdout", type=int, default=2000)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", choices=MODELS, default="resnet18")
+    parser.add_argument("--objective", default="trades")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"benchmark": "accuracy", "runs": []}
+    runs = [(contender, seed) for seed in args.seeds for contender in CONTENDERS]
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        for done in [pool.submit(run, *of, args) for of in runs]:
+            result["runs"].append(done.result())
+            print(result["runs"][-1], flush=True)
+            result["difference"] = verdict(result["runs"])
+            result |= record(torch.device(args.device), settings(args))
+            if args.out is not None:
+                write(args.out, result)
+    print(result["difference"])
+
+
+if __name__ == "__main__":
+    main()
