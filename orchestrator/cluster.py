@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from morel_core.errors import ConfigError, MorelError
-from orchestrator.config import RunConfig, ScalingConfig
+from orchestrator.config import RunConfig, ScalingConfig, tracking_uri
 
 ADDRESS = "RAY_ADDRESS"
 CONTROL = "control"  # resource of nodes that hold drivers and controllers, not training
@@ -60,6 +60,22 @@ def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float, beside: str 
             )
 
 
+def check_tracking(config: RunConfig, nodes: int) -> None:
+    """Raise `ConfigError` if MLflow is a SQLite file on a cluster of more than one node."""
+    try:
+        uri = tracking_uri(config)
+    except ConfigError:  # none is known: whoever needs one says so
+        return
+    if uri.startswith("sqlite:") and nodes > 1:
+        raise ConfigError(
+            "tracking.uri",
+            uri,
+            f"not SQLite on a cluster of {nodes} nodes: its file is on one of them and lost with "
+            "it, and a driver that goes on elsewhere would not find it; start mlflow server and "
+            "write tracking.uri=http://host:5000 (or set MLFLOW_TRACKING_URI)",
+        )
+
+
 @contextmanager
 def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float, float]]:
     """Ray, joined or started for the time inside; yields the (CPUs, GPUs) it has or can grow to.
@@ -70,6 +86,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
             keep their CPUs.
 
     Raises:
+        ConfigError: MLflow is a SQLite file, and the cluster has more than one node.
         MorelError: the cluster does not answer.
     """
     for name, value in RAY_ENVIRONMENT.items():
@@ -79,6 +96,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     # A failed trial is recorded with its reason; its traceback stays in its folder.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():  # a notebook's or a test session's own
+        check_tracking(config, node_count())
         yield _resources()
         return
     address = cluster_address(config)
@@ -96,6 +114,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MorelError(f"{where} cannot be reached: {reason}") from error
     try:
+        check_tracking(config, node_count())
         yield _resources()
     finally:
         # Ray ends the whole process if another thread frees one of its handles while it shuts down:
@@ -135,6 +154,17 @@ def driver_resources() -> dict[str, float]:
     import ray
 
     return {CONTROL: 1} if ray.cluster_resources().get(CONTROL) else {"CPU": 0.01}
+
+
+def node_count() -> int:
+    """Nodes of the cluster we are on; of one that grows by itself, how many it can have."""
+    import ray
+    from ray._private.state import state
+
+    there = sum(bool(node["Alive"]) for node in ray.nodes())
+    grows = state.get_cluster_config()
+    more = sum(group.max_count for group in grows.node_group_configs) if grows else 0
+    return max(there, 1 + more)
 
 
 def _resources() -> tuple[float, float]:

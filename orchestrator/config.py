@@ -26,6 +26,7 @@ from morel_core.data import DATASETS
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.models import MODELS
 from morel_core.registry import suggestion
+from orchestrator.jobs import check_absolute, check_database, check_environment
 
 T = TypeVar("T")
 DECIMAL = r"\s*(\d+\.?\d*|\.\d+)\s*"
@@ -96,6 +97,10 @@ class RunConfig(ExperimentConfig):
         super().__post_init__()
         check_name("name", self.name)
         object.__setattr__(self, "storage_path", absolute_storage(self.storage_path))
+        check_absolute("data.root", self.data.root)
+        check_absolute("data.extra", self.data.extra)
+        check_database("tracking.uri", self.tracking.uri)
+        check_environment()
         slices = self.training.micro_batches
         check(
             self.training.batch_size >= 2 * self.scaling.num_workers * slices,
@@ -126,17 +131,8 @@ def absolute_storage(path: str) -> str:
     """``path`` made absolute; a relative one is refused in a Ray job, whose folder is a cache."""
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)
-    if "://" in path:
-        return path
-    expanded = Path(path).expanduser()
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    check(
-        expanded.is_absolute() or not in_job,
-        "storage_path",
-        path,
-        "must be absolute in a Ray job: the job's working directory vanishes with it",
-    )
-    return str(expanded.absolute())
+    check_absolute("storage_path", path)
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def tracking_uri(config: RunConfig) -> str:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import platform
-import subprocess
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from morel_core.data import Dataset
@@ -20,6 +17,7 @@ from morel_core.ladder import Ladder
 from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
+from orchestrator.revision import revision
 from orchestrator.tracking import (
     DatasetPayload,
     Journal,
@@ -125,26 +123,10 @@ def dataset_record(config: RunConfig, data: Dataset) -> DatasetPayload:
     }
 
 
-def git_commit() -> str:
-    """The commit of the code, ``-dirty`` if files differ from it; "unknown" outside a checkout."""
-    if "MOREL_COMMIT" in os.environ:  # sent along with a job, whose copy of the code has no .git
-        return os.environ["MOREL_COMMIT"]
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain") else commit or "unknown"
-
-
 @functools.cache
 def environment_tags() -> dict[str, str]:
     """Commit and package versions, as they were when this process first asked."""
-    tags = {"morel.commit": git_commit(), "morel.python": platform.python_version()}
+    tags = {**revision().tags(), "morel.python": platform.python_version()}
     for package in PACKAGES:
         try:
             tags[f"morel.version.{package}"] = version(package)

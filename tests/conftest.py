@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+from servers import free_port, kill_group, start_mlflow
 
 # One thread a process, as on a worker with one CPU; set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real ``mlflow server``: what a cluster of several nodes records into."""
+    port = free_port()
+    server = start_mlflow(tmp_path_factory.mktemp("mlflow"), port)
+    yield f"http://127.0.0.1:{port}"
+    kill_group(server)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups when it is its turn

@@ -30,6 +30,7 @@ from orchestrator.campaign.tables import to_csv, to_json, to_markdown
 from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.fingerprint import code_hash
 from orchestrator.identity import check_identity
+from orchestrator.revision import revision
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trials import View
 from orchestrator.tracking import Recorder
@@ -140,7 +141,7 @@ def register(campaign: CampaignConfig, folder: str) -> Registration:
         fixed = campaign.fixed()
         digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        about = {"sha256": digest, "time": now, "commit": records.git_commit(), "code": code_hash()}
+        about = {"sha256": digest, "time": now, "commit": revision().commit, "code": code_hash()}
         text = json.dumps({**about, "fixed": fixed}, indent=2)
         storage.write(path, text.encode())
     content = json.loads(text)

@@ -18,6 +18,7 @@ from morel_core.models import MODELS, ExternalConfig, build_net
 from orchestrator import storage
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, build, names_first, put, tracking_uri, with_overrides
+from orchestrator.jobs import check_absolute
 from orchestrator.tracking.events import Status
 
 LIBRARIES = ("torchvision/", "timm/")
@@ -74,6 +75,7 @@ def find_target(
         return _plain_model(name, overrides, weights)
     folder = Path(name).expanduser()
     if (folder / MANIFEST).is_file():
+        check_absolute("checkpoint folder", name)
         here = {"storage_path": tracking.storage_path, **overrides}
         return _checkpoint(name, folder, here)
     run = find_run(name, tracking)
@@ -141,6 +143,7 @@ def _plain_model(name: str, overrides: Mapping[str, Any], weights: str | None) -
                 ".safetensors), or model.pretrained=true for the library's own"
             )
         return Target(name=name, config=config, load=partial(_plain, config.model, None))
+    check_absolute("--weights", weights)
     path = Path(weights).expanduser()
     if not path.is_file():
         raise MorelError(f"--weights {weights}: there is no such file")

@@ -4,61 +4,22 @@ Shared by the tests of a store are one database and one server; each test has an
 """
 
 import math
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from servers import free_port, kill_group, start_mlflow
 
 from morel_core.errors import MorelError
 from orchestrator.compare import comparison_table, load_runs
 from orchestrator.tracking import Journal, MlflowTracker, Recorder, replay
 
 ATTACK = "pgd20_linf_8-255"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_server(folder, port):
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
-        *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/server.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, (folder / "server.log").read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-            return server
-        except OSError:
-            time.sleep(0.2)
-    stop_server(server)
-    raise AssertionError("the server did not come up: " + (folder / "server.log").read_text())
-
-
-def stop_server(server):
-    """Stop the server with the workers it started: the group that is its own."""
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait(30)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "server"])
@@ -68,9 +29,9 @@ def uri(request, tmp_path_factory):
         yield f"sqlite:///{folder}/mlflow.db"
         return
     port = free_port()
-    server = start_server(folder, port)
+    server = start_mlflow(folder, port)
     yield f"http://127.0.0.1:{port}"
-    stop_server(server)
+    kill_group(server)
 
 
 @pytest.fixture
@@ -516,7 +477,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_pat
     for key in ("MAX_RETRIES", "BACKOFF_FACTOR"):  # fail fast; the recorder retries
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{key}", "0")
     port = free_port()
-    server = start_server(tmp_path, port)
+    server = start_mlflow(tmp_path, port)
     try:
         tracker = MlflowTracker.connect(f"http://127.0.0.1:{port}", "outage")
         recorder = Recorder(
@@ -525,13 +486,13 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_pat
         recorder.start_run("s/a", name="a", params={}, config={})
         recorder.epoch("s/a", 1, {"loss": 1.0})
         assert recorder.flush(60) == 0
-        stop_server(server)
+        kill_group(server)
         for epoch in (2, 3):
             recorder.epoch("s/a", epoch, {"loss": 1 / epoch})
         recorder.finish("s/a", status="FINISHED", stop_reason="done")
         assert recorder.flush(1) == 3
         assert recorder.last_error
-        server = start_server(tmp_path, port)
+        server = start_mlflow(tmp_path, port)
         assert recorder.close(60) == 0
         client = MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
         (run,) = client.search_runs([client.get_experiment_by_name("outage").experiment_id])
@@ -539,7 +500,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_everything_in_order(tmp_pat
         assert [(row.step, row.value) for row in rows] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
         assert run.info.status == "FINISHED"
     finally:
-        stop_server(server)
+        kill_group(server)
 
 
 def test_nothing_is_written_where_the_process_happens_to_stand(tmp_path, monkeypatch):

@@ -4,8 +4,8 @@ import pytest
 
 from morel_core import ConfigError
 from orchestrator import cluster
-from orchestrator.cluster import check_scaling, cluster_address, local_resources
-from orchestrator.config import ClusterConfig, RunConfig, ScalingConfig
+from orchestrator.cluster import check_scaling, check_tracking, cluster_address, local_resources
+from orchestrator.config import ClusterConfig, RunConfig, ScalingConfig, TrackingConfig
 
 
 def test_enough():
@@ -73,3 +73,42 @@ def test_a_cluster_that_grows_counts_at_its_largest(monkeypatch, there, most, ex
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(GlobalState, "get_max_resources_from_cluster_config", lambda self: most)
     assert cluster._resources() == expected
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:////data/mlflow.db"])
+def test_sqlite_is_for_one_node(monkeypatch, uri):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = RunConfig(storage_path="/data/runs", tracking=TrackingConfig(uri=uri))
+    check_tracking(config, 1)
+    with pytest.raises(
+        ConfigError,
+        match=r"^tracking\.uri = 'sqlite:////data/.*not SQLite on a cluster of 3 nodes: its file .*"
+        r"tracking\.uri=http://host:5000",
+    ):
+        check_tracking(config, 3)
+
+
+def test_a_server_is_for_any_number_of_nodes(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    server = TrackingConfig(uri="http://host:5000")
+    check_tracking(RunConfig(storage_path="/data/runs", tracking=server), 3)
+    check_tracking(RunConfig(storage_path="s3://bucket/runs"), 3)  # nothing is recorded
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    check_tracking(RunConfig(storage_path="/data/runs"), 3)
+
+
+@pytest.mark.parametrize(
+    ("alive", "groups", "expected"),
+    [([True], [], 1), ([True, True, False], [], 2), ([True], [4], 5)],
+)
+def test_nodes_are_those_that_live_or_can_come(monkeypatch, alive, groups, expected):
+    import ray
+    from ray._private.state import GlobalState
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig as Grows
+
+    grows = Grows()
+    for count in groups:
+        grows.node_group_configs.add(max_count=count)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": lives} for lives in alive])
+    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: grows if groups else None)
+    assert cluster.node_count() == expected

@@ -25,13 +25,14 @@ from orchestrator.config import (
     tracking_uri,
     with_overrides,
 )
+from orchestrator.jobs import as_in_job
 
 SECRET = "a-secret-of-the-environment"
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+    for name in ("MLFLOW_TRACKING_URI", "MOREL_DATA_ROOT", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MOREL_TEST_SECRET", SECRET)
 
@@ -430,6 +431,41 @@ def test_a_relative_storage_is_refused_in_a_ray_job(monkeypatch):
     assert compose("digits", ["storage_path=/data/runs"]).storage_path == "/data/runs"
     assert compose("digits", ["storage_path=gs://b/r"]).storage_path == "gs://b/r"
     assert compose("digits").storage_path.startswith("/")  # ~ is absolute
+
+
+RELATIVE = [
+    ("storage_path=runs", "storage_path = 'runs': must be absolute in a Ray job"),
+    ("data.root=.data", "data.root = '.data': must be absolute in a Ray job"),
+    ("data.extra=more.npz", "data.extra = 'more.npz': must be absolute in a Ray job"),
+    ("tracking.uri=sqlite:///mlflow.db", "tracking.uri = 'sqlite:///mlflow.db': must name an abs"),
+]
+
+
+@pytest.mark.parametrize(("item", "reason"), RELATIVE)
+def test_no_relative_path_reaches_into_the_folder_of_a_job(monkeypatch, item, reason):
+    """Nor does one that is to be sent: `as_in_job` judges it here as it will be judged there."""
+    recipe = "cifar10_resnet18"
+    compose(recipe, [item])
+    with as_in_job():
+        assert refusal(recipe, item).startswith(reason)
+    compose(recipe, [item])
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    said = refusal(recipe, item)
+    assert said.startswith(reason)
+    assert "the job's working directory vanishes with it" in said
+    for absolute in ("data.root=/data", "data.root=~/data", "tracking.uri=sqlite:////d/mlflow.db"):
+        compose(recipe, [absolute])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MOREL_DATA_ROOT", ".data"), ("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")],
+)
+def test_nor_does_one_of_the_environment(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    compose("digits")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert refusal("digits").startswith(f"{name} = '{value}': must ")
 
 
 def test_tracking_uri(monkeypatch):

@@ -2,7 +2,6 @@
 
 import platform
 import re
-import subprocess
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -115,40 +114,6 @@ def test_a_package_that_is_not_installed_has_no_tag(monkeypatch):
     tags = records.environment_tags.__wrapped__()
     assert tags["morel.version.torch"] == version("torch")
     assert "morel.version.no-such-package" not in tags
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(
-        ["git", "-C", str(folder), *identity, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip()
-
-
-def test_commit_of_the_checkout_and_whether_files_differ(monkeypatch, tmp_path):
-    monkeypatch.delenv("MOREL_COMMIT", raising=False)
-    package = tmp_path / "orchestrator"
-    package.mkdir()
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
-    assert records.git_commit() == "unknown"
-
-    (package / "records.py").write_text("a = 1\n")
-    git(tmp_path, "init", "--quiet")
-    assert records.git_commit() == "unknown"  # no commit yet
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "--quiet", "-m", "first")
-    head = git(tmp_path, "rev-parse", "HEAD")
-    assert records.git_commit() == head
-    (package / "records.py").write_text("a = 2\n")
-    assert records.git_commit() == f"{head}-dirty"
-
-
-def test_a_job_says_which_commit_it_was_sent_from(monkeypatch):
-    monkeypatch.setenv("MOREL_COMMIT", "abc123-dirty")
-    assert records.environment_tags.__wrapped__()["morel.commit"] == "abc123-dirty"
 
 
 def test_run_tags(config):

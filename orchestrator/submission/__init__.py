@@ -1,0 +1,1 @@
+"""``morel submit``: a command as a job on a cluster, watched until it ends."""
