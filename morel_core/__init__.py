@@ -8,7 +8,9 @@
 Needs torch alone; knows nothing of Ray or MLflow.
 """
 
-from morel_core.attacks import PGD
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from morel_core.config import (
     AttackConfig,
     AwpConfig,
@@ -22,10 +24,13 @@ from morel_core.config import (
     TrainingConfig,
 )
 from morel_core.errors import ConfigError, MorelError
-from morel_core.evaluation import EvaluationResult, evaluate
-from morel_core.losses import MorelObjective, Terms
-from morel_core.models import MorelNet
-from morel_core.trainer import Trainer
+
+if TYPE_CHECKING:
+    from morel_core.attacks import PGD
+    from morel_core.evaluation import EvaluationResult, evaluate
+    from morel_core.losses import MorelObjective, Terms
+    from morel_core.models import MorelNet
+    from morel_core.trainer import Trainer
 
 __all__ = [
     "PGD",
@@ -48,3 +53,24 @@ __all__ = [
     "TrainingConfig",
     "evaluate",
 ]
+
+# What needs torch, which takes seconds to import, is imported when it is asked for (PEP 562).
+_WITH_TORCH = {
+    "PGD": "attacks",
+    "EvaluationResult": "evaluation",
+    "MorelNet": "models",
+    "MorelObjective": "losses",
+    "Terms": "losses",
+    "Trainer": "trainer",
+    "evaluate": "evaluation",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _WITH_TORCH:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+
+    def __dir__() -> list[str]:
+        return __all__

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from morel_core.errors import ConfigError
 
@@ -48,6 +49,15 @@ class Registry(Generic[FactoryT]):
             return factory
 
         return enter
+
+    def enter(self, name: str, config_class: type, place: str) -> None:
+        """Enter ``"package.module:function"``, which is imported when it is first called."""
+
+        def factory(*arguments: Any) -> Any:
+            module, _, function = place.partition(":")
+            return getattr(importlib.import_module(module), function)(*arguments)
+
+        self.register(name, config_class)(cast(FactoryT, factory))
 
     def get(self, name: str) -> Entry[FactoryT]:
         """The entry of ``name``; raises `ConfigError` naming the closest one."""

@@ -102,6 +102,9 @@ def settings(overrides: Sequence[str]) -> RunConfig:
 def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel train``."""
     from orchestrator.config import compose
+
+    config = compose(arguments.recipe, overrides)  # a mistake is named before torch is imported
+
     from orchestrator.progress import epoch_line, print_train, train_summary
     from orchestrator.train import train
 
@@ -109,8 +112,6 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     def show(metrics: Any) -> None:
         progress.print(epoch_line(metrics), markup=False, highlight=False, soft_wrap=True)
-
-    config = compose(arguments.recipe, overrides)
 
     def starting() -> None:
         workers = config.scaling.num_workers
@@ -126,15 +127,17 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel tune``."""
-    from orchestrator.progress import SearchProgress, print_search, search_summary
-    from orchestrator.records import ladder_label
     from orchestrator.search.space import load_search
-    from orchestrator.tune import tune
 
-    progress, results = consoles(arguments)
     search = load_search(arguments.space, overrides)
     if arguments.dry_run:
         return dry_tune(arguments, search)
+
+    from orchestrator.progress import SearchProgress, print_search, search_summary
+    from orchestrator.records import ladder_label
+    from orchestrator.tune import tune
+
+    progress, results = consoles(arguments)
     with SearchProgress(progress, ladder_label(search.base), search.total_trials) as view:
         result = tune(search, view=view, force_code=arguments.force_code)
     if arguments.json:
@@ -155,12 +158,14 @@ def dry_tune(arguments: argparse.Namespace, search: SearchConfig) -> int:
 
 def campaign_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel campaign``."""
-    from orchestrator.campaign import view
     from orchestrator.campaign.definition import load_campaign, plan
+
+    campaign = load_campaign(arguments.file, overrides)
+
+    from orchestrator.campaign import view
     from orchestrator.campaign.run import run_campaign
 
     progress, results = consoles(arguments)
-    campaign = load_campaign(arguments.file, overrides)
     if arguments.dry_run:
         planned = plan(campaign)
         print(json.dumps(planned)) if arguments.json else view.print_plan(results, planned)
@@ -230,13 +235,15 @@ def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel evaluate``."""
     from orchestrator.config import parse_overrides
+
+    tracking, values = settings(overrides), parse_overrides(overrides)
+
     from orchestrator.evaluate import Request, evaluate_target
     from orchestrator.evaluation.against import compare_targets
     from orchestrator.evaluation.targets import find_target
     from orchestrator.evaluation.view import EvaluationProgress, print_done
 
     progress, results = consoles(arguments)
-    tracking, values = settings(overrides), parse_overrides(overrides)
     target = find_target(arguments.target, tracking, values, arguments.weights)
     other, source = (
         find_target(name, tracking, values) if name else None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -21,14 +21,14 @@ from urllib.parse import unquote, urlsplit
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from morel_core.catalogue import DATASETS, MODELS
 from morel_core.config import ExperimentConfig
-from morel_core.data import DATASETS
 from morel_core.errors import ConfigError, MorelError, check
-from morel_core.models import MODELS
 from morel_core.registry import suggestion
 from orchestrator.jobs import check_absolute, check_database, check_environment
 
 T = TypeVar("T")
+Scalar = str | int | float | None
 DECIMAL = r"\s*(\d+\.?\d*|\.\d+)\s*"
 FRACTION = re.compile(rf"^(?:\$\{{frac:{DECIMAL},{DECIMAL}\}}|{DECIMAL}/{DECIMAL})$")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -331,7 +331,7 @@ def _leaf(key: str, value: Any, hint: Any) -> Any:
 def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
     """``leaves`` converted to the field types of ``cls`` by OmegaConf; raises `ConfigError`."""
     return {
-        key: _typed(cls, key, value) if isinstance(value, Hashable) else _convert(cls, key, value)
+        key: (_typed if isinstance(value, Scalar) else _convert)(cls, key, value)
         for key, value in leaves.items()
     }
 

@@ -10,10 +10,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from morel_core.data import Dataset
-from morel_core.ladder import Ladder
 from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
@@ -26,6 +24,10 @@ from orchestrator.tracking import (
     Recorder,
 )
 
+if TYPE_CHECKING:
+    from morel_core.data import Dataset
+    from morel_core.ladder import Ladder
+
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "omegaconf", "optuna", "numpy")
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 ENDS = ("", "_low", "_high")
@@ -34,20 +36,26 @@ DELIVERY_S = 30.0
 before Ray shuts down, which a busy thread can turn into the end of the process."""
 
 
+def _ladder(config: RunConfig) -> Ladder:
+    from morel_core.ladder import Ladder  # needs torch; commands that only look do without
+
+    return Ladder.of(config.evaluation)
+
+
 def evaluation_label(config: RunConfig) -> str:
     """What the numbers that decide are measured with: the attack of the last rung."""
-    return Ladder.of(config.evaluation).last.label
+    return _ladder(config).last.label
 
 
 def ladder_label(config: RunConfig) -> str:
     """Every rung, as in ``pgd5_linf_0.1_first100, from epoch 4 pgd20_linf_0.1``."""
-    first, *later = Ladder.of(config.evaluation)
+    first, *later = _ladder(config)
     return ", ".join([first.label, *(f"from epoch {r.epoch} {r.label}" for r in later)])
 
 
 def measured_with(config: RunConfig, metrics: Mapping[str, Any], prefix: str = "") -> str:
     """The attack behind the accuracies in a trainer's metrics; ``prefix``: "best_" or none."""
-    ladder = Ladder.of(config.evaluation)
+    ladder = _ladder(config)
     return ladder.numbered(int(metrics.get(f"{prefix}rung", ladder.last.number))).label
 
 

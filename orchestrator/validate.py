@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from morel_core.config import ExperimentConfig
-from morel_core.data import Dataset
 from morel_core.errors import check
-from morel_core.models import build_net
 from orchestrator.campaign.definition import CampaignConfig, load_campaign, plan
 from orchestrator.config import compose, packaged, read_yaml, run_key
 from orchestrator.search.space import load_search
+
+if TYPE_CHECKING:
+    from morel_core.data import Dataset
 
 Kind = Literal["recipe", "search", "campaign"]
 
@@ -46,6 +47,8 @@ def check_fits(config: ExperimentConfig, data: Dataset) -> None:
         ConfigError, MorelError: the data has fewer images than a batch, or the model cannot be
             built for them.
     """
+    from morel_core.models import build_net
+
     check(
         config.training.batch_size <= len(data.train),
         "training.batch_size",

@@ -24,7 +24,8 @@ from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, build, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.retries import CHANGES
-from orchestrator.search.twins import TRAINED, TWIN, Twin, Twins, take_over, whole
+from orchestrator.search.trials import TRAINED, TWIN
+from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.

@@ -53,3 +53,47 @@ class DataConfig:
         for key in ("erasing", "cutmix"):
             check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "a probability in [0, 1]")
         check(0 < self.extra_ratio < 1, "extra_ratio", self.extra_ratio, "a share in (0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig(DataConfig):
+    """One smooth random picture for each class, plus pixel noise."""
+
+    name: str = "synthetic"
+    num_classes: int = 10
+    image_size: int = 16
+    channels: int = 3
+    num_train: int = 2000
+    """Training images, the held-out ones among them."""
+    num_test: int = 500
+    noise: float = 0.2
+    """Standard deviation of the pixel noise (images lie in [0, 1]): how hard the task is."""
+    seed: int = 0
+    """Of the pictures and the noise; ``split_seed`` only divides them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.num_classes >= 2, "num_classes", self.num_classes, "must be >= 2")
+        check(self.image_size >= 1, "image_size", self.image_size, "pixels >= 1")
+        check(self.channels >= 1, "channels", self.channels, "must be >= 1")
+        for key in ("num_train", "num_test"):
+            check(
+                getattr(self, key) >= self.num_classes,
+                key,
+                getattr(self, key),
+                f"at least one image for each of num_classes = {self.num_classes}",
+            )
+        check(self.noise >= 0, "noise", self.noise, "must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderConfig(DataConfig):
+    """``ROOT/train/<class>/**`` and ``ROOT/test/<class>/**`` (or ``val``); ROOT: ``data.root``."""
+
+    name: str = "image_folder"
+    image_size: int = 64
+    """Side in pixels: the middle square of each image is resized to it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.image_size >= 1, "image_size", self.image_size, "pixels >= 1")

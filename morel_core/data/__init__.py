@@ -10,14 +10,10 @@
 A data set of one's own is a function from a config to `Official`, entered into `DATASETS`.
 """
 
-from morel_core.config import DataConfig
-from morel_core.data import (  # they register themselves
-    digits,  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    torchvision_sets,  # noqa: F401  # pyright: ignore[reportUnusedImport]
-)
+from morel_core.catalogue import DATASETS
+from morel_core.config import DataConfig, ImageFolderConfig, SyntheticConfig
 from morel_core.data.augment import Augmentation
 from morel_core.data.base import (
-    DATASETS,
     Dataset,
     ImageSource,
     Official,
@@ -25,10 +21,9 @@ from morel_core.data.base import (
     TensorSource,
     to_unit,
 )
-from morel_core.data.image_folder import ImageFolderConfig, ImageFolderSource
+from morel_core.data.image_folder import ImageFolderSource
 from morel_core.data.loader import Batch, Batches
 from morel_core.data.split import load_data
-from morel_core.data.synthetic import SyntheticConfig
 
 __all__ = [
     "DATASETS",

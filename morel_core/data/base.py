@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from morel_core.config import DataConfig
 from morel_core.errors import MorelError
-from morel_core.registry import Registry
 
 
 class ImageSource(Protocol):
@@ -133,9 +131,6 @@ class Dataset:
 def to_unit(images: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1], the range that attacks and networks expect."""
     return images.to(torch.float32).div_(255.0)
-
-
-DATASETS: Registry[Callable[[Any], Official]] = Registry("data.name")
 
 
 def data_root(config: DataConfig) -> Path:

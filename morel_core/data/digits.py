@@ -7,14 +7,13 @@ from typing import Any
 import torch
 
 from morel_core.config import DataConfig
-from morel_core.data.base import DATASETS, Official, TensorSource
+from morel_core.data.base import Official, TensorSource
 from morel_core.data.split import stratified_order
 from morel_core.errors import MorelError
 
 TEST_FRACTION = 0.2
 
 
-@DATASETS.register("digits", DataConfig)
 def digits(config: DataConfig) -> Official:
     """The 1,797 images of `sklearn.datasets.load_digits`, grey values 0..16 stretched to 0..255.
 

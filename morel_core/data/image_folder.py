@@ -12,25 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from morel_core.config import DataConfig
-from morel_core.data.base import DATASETS, Official, data_root
-from morel_core.errors import MorelError, check
+from morel_core.config import ImageFolderConfig
+from morel_core.data.base import Official, data_root
+from morel_core.errors import MorelError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MAX_THREADS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageFolderConfig(DataConfig):
-    """``ROOT/train/<class>/**`` and ``ROOT/test/<class>/**`` (or ``val``); ROOT: ``data.root``."""
-
-    name: str = "image_folder"
-    image_size: int = 64
-    """Side in pixels: the middle square of each image is resized to it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.image_size >= 1, "image_size", self.image_size, "pixels >= 1")
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,6 @@ class ImageFolderSource:
         return ImageFolderSource(self.root, self.files, self.labels.to(device), self.image_size)
 
 
-@DATASETS.register("image_folder", ImageFolderConfig)
 def image_folder(config: ImageFolderConfig) -> Official:
     """Classes are the folders of ``train``, in alphabetical order; the test set may lack some.
 

@@ -7,8 +7,9 @@ import hashlib
 import torch
 from torch import Tensor
 
+from morel_core.catalogue import DATASETS
 from morel_core.config import DataConfig
-from morel_core.data.base import DATASETS, Dataset, TensorSource
+from morel_core.data.base import Dataset, TensorSource
 from morel_core.data.extra import load_extra
 from morel_core.errors import ConfigError, check
 from morel_core.seeding import generator

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from morel_core.config import DataConfig
-from morel_core.data.base import DATASETS, Official, TensorSource
-from morel_core.errors import check
+from morel_core.config import SyntheticConfig
+from morel_core.data.base import Official, TensorSource
 from morel_core.seeding import generator
 
 PROTOTYPE_GRID = 4
@@ -19,38 +16,6 @@ CHUNK = 4096
 """Images made at a time: bounds the memory that the float noise takes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticConfig(DataConfig):
-    """One smooth random picture for each class, plus pixel noise."""
-
-    name: str = "synthetic"
-    num_classes: int = 10
-    image_size: int = 16
-    channels: int = 3
-    num_train: int = 2000
-    """Training images, the held-out ones among them."""
-    num_test: int = 500
-    noise: float = 0.2
-    """Standard deviation of the pixel noise (images lie in [0, 1]): how hard the task is."""
-    seed: int = 0
-    """Of the pictures and the noise; ``split_seed`` only divides them."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.num_classes >= 2, "num_classes", self.num_classes, "must be >= 2")
-        check(self.image_size >= 1, "image_size", self.image_size, "pixels >= 1")
-        check(self.channels >= 1, "channels", self.channels, "must be >= 1")
-        for key in ("num_train", "num_test"):
-            check(
-                getattr(self, key) >= self.num_classes,
-                key,
-                getattr(self, key),
-                f"at least one image for each of num_classes = {self.num_classes}",
-            )
-        check(self.noise >= 0, "noise", self.noise, "must be >= 0")
-
-
-@DATASETS.register("synthetic", SyntheticConfig)
 def synthetic(config: SyntheticConfig) -> Official:
     """Classes of equal size (to one image), the same for the same config on every machine's CPU."""
     coarse = torch.rand(

@@ -11,27 +11,24 @@ import torch
 from torch import Tensor
 
 from morel_core.config import DataConfig
-from morel_core.data.base import DATASETS, Official, TensorSource, data_root
+from morel_core.data.base import Official, TensorSource, data_root
 from morel_core.errors import MorelError
 
 TRAIN_OR_TEST: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
 
 
-@DATASETS.register("cifar10", DataConfig)
 def cifar10(config: DataConfig) -> Official:
     """50,000 + 10,000 colour images of 32×32 in 10 classes (Krizhevsky 2009)."""
     train, test = _read(config, "CIFAR10", "cifar-10-batches-py/", TRAIN_OR_TEST)
     return Official(_source(train, "targets"), _source(test, "targets"), num_classes=10)
 
 
-@DATASETS.register("cifar100", DataConfig)
 def cifar100(config: DataConfig) -> Official:
     """50,000 + 10,000 colour images of 32×32 in 100 classes (Krizhevsky 2009)."""
     train, test = _read(config, "CIFAR100", "cifar-100-python/", TRAIN_OR_TEST)
     return Official(_source(train, "targets"), _source(test, "targets"), num_classes=100)
 
 
-@DATASETS.register("svhn", DataConfig)
 def svhn(config: DataConfig) -> Official:
     """73,257 + 26,032 colour images of 32×32, house-number digits (Netzer et al. 2011)."""
     parts: tuple[dict[str, Any], dict[str, Any]] = ({"split": "train"}, {"split": "test"})
@@ -39,7 +36,6 @@ def svhn(config: DataConfig) -> Official:
     return Official(_source(train, "labels"), _source(test, "labels"), num_classes=10)
 
 
-@DATASETS.register("fashion_mnist", DataConfig)
 def fashion_mnist(config: DataConfig) -> Official:
     """60,000 + 10,000 grey images of 28×28 in 10 classes (Xiao et al. 2017)."""
     train, test = _read(config, "FashionMNIST", "FashionMNIST/raw/*-ubyte", TRAIN_OR_TEST)

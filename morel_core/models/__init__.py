@@ -6,15 +6,20 @@ import dataclasses
 
 import torch
 
-from morel_core.config import ModelConfig
+from morel_core.catalogue import MODELS, ModelFactory
+from morel_core.config import (
+    DigitsCnnConfig,
+    ExternalConfig,
+    ModelConfig,
+    ResNetConfig,
+    WideResNetConfig,
+)
 from morel_core.errors import ConfigError, check
-from morel_core.models.base import MODELS, ModelFactory
-from morel_core.models.digits_cnn import DigitsCnn, DigitsCnnConfig
-from morel_core.models.external import ExternalConfig
+from morel_core.models.digits_cnn import DigitsCnn
 from morel_core.models.net import MorelNet
 from morel_core.models.preact_resnet import PreActResNet
-from morel_core.models.resnet import ResNet, ResNetConfig
-from morel_core.models.wide_resnet import WideResNet, WideResNetConfig
+from morel_core.models.resnet import ResNet
+from morel_core.models.wide_resnet import WideResNet
 
 __all__ = [
     "MODELS",

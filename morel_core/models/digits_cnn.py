@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from torch import Tensor, nn
 
-from morel_core.config import ModelConfig
-from morel_core.errors import check
-from morel_core.models.base import MODELS
-
-_GROUPS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class DigitsCnnConfig(ModelConfig):
-    """Settings of `DigitsCnn`."""
-
-    width: int = 32
-    """Channels of the first convolution; the other two have twice as many."""
-    norm: Literal["batch", "group", "none"] = "batch"
-    """group and none couple no samples: the loss then does not depend on the number of workers."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.width >= 1, "width", self.width, "channels >= 1")
-        check(
-            self.norm != "group" or self.width % _GROUPS == 0,
-            "width",
-            self.width,
-            f"a multiple of {_GROUPS} with norm: group",
-        )
+from morel_core.config import DigitsCnnConfig
+from morel_core.config.model import GROUPS
 
 
 class DigitsCnn(nn.Module):
@@ -56,7 +30,7 @@ class DigitsCnn(nn.Module):
             if config.norm == "batch":
                 layers.append(nn.BatchNorm2d(out_channels))
             elif config.norm == "group":
-                layers.append(nn.GroupNorm(_GROUPS, out_channels))
+                layers.append(nn.GroupNorm(GROUPS, out_channels))
             layers.append(nn.ReLU(inplace=True))
             in_channels = out_channels
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
@@ -66,7 +40,6 @@ class DigitsCnn(nn.Module):
         return self.fc(self.features(x))
 
 
-@MODELS.register("digits_cnn", DigitsCnnConfig)
 def digits_cnn(config: DigitsCnnConfig, num_classes: int, shape: tuple[int, int, int]) -> DigitsCnn:
     """`DigitsCnn` with torch's default initialisation."""
     return DigitsCnn(config, num_classes, shape[0])

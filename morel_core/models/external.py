@@ -5,15 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from morel_core.config import ModelConfig
+from morel_core.config import ExternalConfig
 from morel_core.errors import ConfigError, MorelError, check
-from morel_core.models.base import MODELS
 from morel_core.models.net import find_head
 
 # Their training mode returns a tuple with the logits of auxiliary heads, and they warn unless told.
@@ -21,31 +19,6 @@ _AUXILIARY = {
     "googlenet": {"aux_logits": False, "init_weights": True},
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExternalConfig(ModelConfig):
-    """Settings of a torchvision or timm classifier.
-
-    Most of them expect images of about 224 pixels and shrink small ones to nothing.
-    """
-
-    name: str = "torchvision/resnet18"
-    pretrained: bool = False
-    """Start from the library's default weights (downloaded when not cached), with a new head unless
-    the number of classes agrees. Give their mean and std too."""
-    head: str | None = None
-    """Dotted name of the final linear layer; default: the last one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        family, _, model = self.name.partition("/")
-        check(
-            family in ("torchvision", "timm") and model != "",
-            "name",
-            self.name,
-            "torchvision/<model> or timm/<model>",
-        )
 
 
 def _check_known(name: str, model: str, known: Iterable[str], listed_by: str) -> None:
@@ -149,7 +122,6 @@ def _probe(model: nn.Module, config: ExternalConfig, shape: tuple[int, int, int]
     return model
 
 
-@MODELS.register("torchvision/", ExternalConfig)
 def torchvision_model(
     config: ExternalConfig, num_classes: int, shape: tuple[int, int, int]
 ) -> nn.Module:
@@ -198,7 +170,6 @@ def torchvision_model(
     return _probe(model, config, shape)
 
 
-@MODELS.register("timm/", ExternalConfig)
 def timm_model(config: ExternalConfig, num_classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """A timm classifier, with timm's initialisation and its adaptation to channels and image size.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morel_core.models.base import MODELS, init_convolutions
+from morel_core.models.base import init_convolutions
 from morel_core.models.resnet import ResNetConfig
 
 
@@ -57,7 +57,6 @@ class PreActResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
-@MODELS.register("preact_resnet18", ResNetConfig)
 def preact_resnet18(
     config: ResNetConfig, num_classes: int, shape: tuple[int, int, int]
 ) -> PreActResNet:

@@ -8,28 +8,13 @@ exchanged with it; the common CIFAR implementations call ``fc`` ``linear`` and `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morel_core.config import ModelConfig
-from morel_core.errors import check
-from morel_core.models.base import MODELS, init_convolutions
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig(ModelConfig):
-    """Settings of the residual networks."""
-
-    name: str = "resnet18"
-    width: int = 64
-    """Channels of the first stage; every further stage has twice as many."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.width >= 1, "width", self.width, "channels >= 1 (published: 64)")
+from morel_core.config import ResNetConfig
+from morel_core.models.base import init_convolutions
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
@@ -118,7 +103,6 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
-@MODELS.register("resnet18", ResNetConfig)
 def resnet18(config: ResNetConfig, num_classes: int, shape: tuple[int, int, int]) -> ResNet:
     """11,173,962 parameters for 3 channels and 10 classes."""
     return ResNet(
@@ -126,7 +110,6 @@ def resnet18(config: ResNetConfig, num_classes: int, shape: tuple[int, int, int]
     )
 
 
-@MODELS.register("resnet34", ResNetConfig)
 def resnet34(config: ResNetConfig, num_classes: int, shape: tuple[int, int, int]) -> ResNet:
     """21,282,122 parameters for 3 channels and 10 classes."""
     return ResNet(
@@ -134,7 +117,6 @@ def resnet34(config: ResNetConfig, num_classes: int, shape: tuple[int, int, int]
     )
 
 
-@MODELS.register("resnet50", ResNetConfig)
 def resnet50(config: ResNetConfig, num_classes: int, shape: tuple[int, int, int]) -> ResNet:
     """23,520,842 parameters for 3 channels and 10 classes."""
     return ResNet(

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morel_core.config import ModelConfig
-from morel_core.errors import check
-from morel_core.models.base import MODELS, init_convolutions
-
-
-@dataclass(frozen=True, kw_only=True)
-class WideResNetConfig(ModelConfig):
-    """Settings of `WideResNet`; WRN-34-10 by default."""
-
-    name: str = "wide_resnet"
-    depth: int = 34
-    """6 n + 4: three stages of n blocks of two convolutions."""
-    widen_factor: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(
-            self.depth >= 10 and (self.depth - 4) % 6 == 0,
-            "depth",
-            self.depth,
-            "6 n + 4 with n >= 1: 10, 16, 22, 28, 34, 40, …",
-        )
-        check(self.widen_factor >= 1, "widen_factor", self.widen_factor, "must be >= 1")
+from morel_core.config import WideResNetConfig
+from morel_core.models.base import init_convolutions
 
 
 class WideBlock(nn.Module):
@@ -94,7 +71,6 @@ class WideResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
 
 
-@MODELS.register("wide_resnet", WideResNetConfig)
 def wide_resnet(
     config: WideResNetConfig, num_classes: int, shape: tuple[int, int, int]
 ) -> WideResNet:

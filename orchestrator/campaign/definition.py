@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from morel_core.attacks.catalogue import make_attacks
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
 from orchestrator.campaign.fitting import fit_baselines, fit_parameters
@@ -73,6 +72,8 @@ class CampaignConfig(CampaignSettings):
     @property
     def attack_names(self) -> list[str]:
         """`attacks` as they are recorded, with their balls."""
+        from morel_core.attacks.catalogue import make_attacks
+
         return list(make_attacks(self.attacks, self.base.evaluation.attack))
 
     @property

@@ -19,7 +19,6 @@ from orchestrator.search import goal
 from orchestrator.search.parameters import is_number
 from orchestrator.search.population import Population
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.twins import TRAINED, TWIN
 from orchestrator.tracking import Recorder, own_params
 
 if TYPE_CHECKING:
@@ -27,6 +26,11 @@ if TYPE_CHECKING:
 
 STOP_REASON = "morel_stop_reason"
 """Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""
+
+TWIN = "twin"
+"""Key of a report: the run id of the trial whose training was taken over …"""
+TRAINED = "trained"
+"""… and up to which epoch the network in place is trained, whatever epoch is told of again."""
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 NUMBER, POINT = "morel.number", "morel.point"
@@ -306,7 +310,7 @@ class TrialBook:
     def adopt(self, tune_trials: Sequence[Any]) -> None:
         """Take in the trials that ended before this driver started."""
         for tune_trial in tune_trials:
-            if tune_trial.trial_id in self._settled:
+            if self.settled(tune_trial):
                 continue
             run_id = self.run_id(tune_trial)
             trial = self._trials.get(run_id)
@@ -324,6 +328,10 @@ class TrialBook:
                 self._take_back(tune_trial, cast(State, past.state), past.stop_reason)
             elif past is not None or "epoch" in tune_trial.last_result:  # others never began
                 self.complete(tune_trial)
+
+    def settled(self, tune_trial: Any) -> bool:
+        """Whether a trial has ended and is taken in."""
+        return tune_trial.trial_id in self._settled
 
     def remember(self, saved: Sequence[Any]) -> None:
         """Note how far the trials were that an earlier driver left unfinished."""

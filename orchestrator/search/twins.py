@@ -23,11 +23,6 @@ from orchestrator import storage
 from orchestrator.config import RunConfig, run_key
 from orchestrator.staging import same_images
 
-TWIN = "twin"
-"""Key of a report: the run id of the trial that was taken over …"""
-TRAINED = "trained"
-"""… and up to which epoch the network in place is trained, whatever epoch is told of again."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Twin:

@@ -63,6 +63,8 @@ class Watch:
         self._stops: set[int] = set()
         self._saved: set[str] = set()
         self._tune_trials: Sequence[Any] = ()
+        self._over = 0
+        """So many of the first of them need no look any more."""
         self._looked = 0.0
         self._ended = threading.Event()
 
@@ -71,7 +73,9 @@ class Watch:
     def turn(self, tune_trials: Sequence[Any]) -> None:
         """Before each turn of Tune's loop."""
         self._tune_trials = tune_trials
-        self.book.adopt(tune_trials)
+        while self._over < len(tune_trials) and self.book.settled(tune_trials[self._over]):
+            self._over += 1
+        self.book.adopt(tune_trials[self._over :])
         if self.pausing is None or self.interrupted:
             return
         # Only a trial in a Tune actor can be told to save; others have their own checkpoints.

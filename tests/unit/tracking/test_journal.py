@@ -1,5 +1,6 @@
 """The journal: what it has returned is there, once, whatever happened in between."""
 
+import fcntl
 import math
 import os
 import threading
@@ -142,17 +143,35 @@ def test_a_torn_object_is_left_out(tmp_path, caplog):
 def test_a_failed_write_is_taken_back_and_can_be_repeated(tmp_path, monkeypatch):
     journal = Journal(str(tmp_path))
     first = epoch(journal, "s/a", 1)
+    write = os.pwrite
 
-    def full(descriptor):
+    def full(descriptor, line, place):
+        write(descriptor, line[:10], place)
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(MorelError, match="No space left"):
-            epoch(journal, "s/a", 2)
-    assert list(journal.events()) == [first]
+    def short(descriptor, line, place):
+        return write(descriptor, line[:-1], place)  # without the end of the line
+
+    for fails, why in ((full, "No space left"), (short, r"only \d+ of \d+ bytes")):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fails)
+            with pytest.raises(MorelError, match=why):
+                epoch(journal, "s/a", 2)
+        assert list(journal.events()) == [first]
     second = epoch(journal, "s/a", 2)
     assert list(Journal(str(tmp_path)).events()) == [first, second]
+
+
+def test_a_write_returns_when_it_is_on_disk(tmp_path, monkeypatch):
+    flags, write = [], os.pwrite
+
+    def watched(descriptor, line, place):
+        flags.append(fcntl.fcntl(descriptor, fcntl.F_GETFL))
+        return write(descriptor, line, place)
+
+    monkeypatch.setattr(os, "pwrite", watched)
+    epoch(Journal(str(tmp_path)), "s/a", 1)
+    assert [flag & os.O_DSYNC for flag in flags] == [os.O_DSYNC]
 
 
 def test_a_place_that_cannot_be_a_folder_is_one_line(tmp_path):
