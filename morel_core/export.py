@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from morel_core.checkpoint import save_tensors
 from morel_core.models import MorelNet
 
+SAFETENSORS, PROGRAM, ONNX = "model.safetensors", "model.pt2", "model.onnx"
+
 
 class Normalised(nn.Module):
     """A plain classifier behind the normalisation that its `MorelNet` did: images in [0, 1]."""
@@ -27,6 +29,38 @@ class Normalised(nn.Module):
         return self.model((x - self.mean) / self.std)
 
 
+class Program(nn.Module):
+    """An exported program as a module that can be attacked; it knows neither mode nor parameters.
+
+    Args:
+        path: of a file that `torch.export.save` wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        # In a list: a program refuses the change of mode that reaches a submodule.
+        self._program = [torch.export.load(path).module()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._program[0](x)
+
+
+def plain_classifier(net: MorelNet) -> nn.Module:
+    """The original architecture on the CPU in eval mode, (B, C, H, W) in [0, 1] → logits (B, K).
+
+    Its normalisation is inside where the net normalises; the embedder is left out.
+    """
+    model = net.unwrap().cpu().eval()
+    if net.mean is not None and net.std is not None:
+        model = Normalised(model, net.mean.cpu(), net.std.cpu()).eval()
+    return model
+
+
+def example_images(shape: tuple[int, int, int]) -> Tensor:
+    """Two images: exporters would take a batch of one for a constant."""
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+
+
 def export_model(net: MorelNet, shape: tuple[int, int, int], folder: Path) -> None:
     """Write ``model.safetensors`` and ``model.pt2``; the embedder is left out of both.
 
@@ -40,12 +74,31 @@ def export_model(net: MorelNet, shape: tuple[int, int, int], folder: Path) -> No
         shape: (C, H, W) of one image in [0, 1].
         folder: exists.
     """
-    model = net.unwrap().cpu().eval()
-    save_tensors(folder / "model.safetensors", model.state_dict())
-    if net.mean is not None and net.std is not None:
-        model = Normalised(model, net.mean.cpu(), net.std.cpu()).eval()
-    # Two images: export would take a batch of one for a constant.
-    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    save_tensors(folder / SAFETENSORS, net.unwrap().cpu().state_dict())
     batch = torch.export.Dim("batch")
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / "model.pt2")
+    program = torch.export.export(
+        plain_classifier(net), (example_images(shape),), dynamic_shapes=({0: batch},)
+    )
+    torch.export.save(program, folder / PROGRAM)
+
+
+def export_onnx(net: MorelNet, shape: tuple[int, int, int], folder: Path) -> None:
+    """Write ``model.onnx``, of ``images`` in [0, 1] to ``logits``, for any batch size.
+
+    Args:
+        net, shape, folder: as for `export_model`.
+
+    Raises:
+        ImportError: ``onnx`` or ``onnxscript`` is not installed.
+    """
+    torch.onnx.export(
+        plain_classifier(net),
+        (example_images(shape),),
+        str(folder / ONNX),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )

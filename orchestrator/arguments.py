@@ -88,6 +88,14 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
 
+    export = add(commands, "export", given, "the plain network as files, measured anew")
+    export.add_argument("run", help="run name or id (of a search: its winner), checkpoint folder")
+    export.add_argument("--to", required=True, metavar="DIR", help="new folder to write")
+    export.add_argument(
+        "--num-images", type=int, metavar="N", help="first N test images to measure; default: all"
+    )
+    export.add_argument("--onnx", action="store_true", help="also model.onnx (the extra [onnx])")
+
     validate = add(commands, "validate", given, "check recipes and spaces, run nothing")
     validate.add_argument(
         "files", nargs="*", help="names or files; default: all that come with morel"

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from morel_core.errors import MorelError
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         "stop": stop_command,
         "evaluate": evaluate_command,
         "compare": compare_command,
+        "export": export_command,
         "validate": validate_command,
     }
     arguments = parser(commands).parse_args(rest)
@@ -282,6 +284,32 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
         sys.stdout.write(compare.to_markdown(table))
     else:
         results.print(compare.render_rich(table, title=experiment))
+    return 0
+
+
+def export_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel export``."""
+    from orchestrator.config import parse_overrides
+
+    tracking, values = settings(overrides), parse_overrides(overrides)
+
+    from orchestrator.evaluation.targets import find_target
+    from orchestrator.evaluation.view import evaluation_table
+    from orchestrator.export import export
+
+    progress, results = consoles(arguments)
+    done = export(
+        find_target(arguments.run, tracking, values),
+        Path(arguments.to).expanduser(),
+        num_images=arguments.num_images,
+        onnx=arguments.onnx,
+        say=progress.print,
+    )
+    if arguments.json:
+        print(json.dumps(done.record(), indent=2))
+        return 0
+    results.print(evaluation_table(done.result))
+    results.print(f"{done.folder}: {', '.join(done.files)}", markup=False, soft_wrap=True)
     return 0
 
 

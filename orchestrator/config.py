@@ -437,12 +437,18 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def run_key(config: ExperimentConfig) -> str:
-    """Hash of what decides the numbers: twins share it, whatever their name, place or workers."""
+def scientific(config: ExperimentConfig) -> dict[str, Any]:
+    """What decides the numbers, nested; without name, place and workers."""
     mapping = {k: v for k, v in to_dict(config).items() if k not in NOT_SCIENTIFIC}
     for section, left_out in (
         ("data", NOT_SCIENTIFIC_DATA),
         ("evaluation", NOT_SCIENTIFIC_EVALUATION),
     ):
         mapping[section] = {k: v for k, v in mapping[section].items() if k not in left_out}
-    return hashlib.sha256(json.dumps(mapping, sort_keys=True).encode()).hexdigest()[:16]
+    return mapping
+
+
+def run_key(config: ExperimentConfig) -> str:
+    """Hash of `scientific`: twins share it."""
+    text = json.dumps(scientific(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
