@@ -166,7 +166,7 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 
 def radius(text: str) -> float:
     """``8/255`` or ``0.03`` as a number."""
-    from orchestrator.config import number
+    from orchestrator.interpolation import number
 
     try:
         return float(number(text))

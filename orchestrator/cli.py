@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from morel_core.errors import MorelError
 from orchestrator.arguments import Command, parser
+from orchestrator.masking import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.config import RunConfig
     from orchestrator.search.space import SearchConfig
 
+INTERRUPTED = 130
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
@@ -56,20 +58,18 @@ def main(argv: Sequence[str]) -> int:
         return fail(arguments, str(error), 2)
     except KeyboardInterrupt as error:
         reason = str(error) or "interrupted; the same command with the same name resumes it"
-        return fail(arguments, reason, 130)
+        return fail(arguments, reason, INTERRUPTED)
     except Exception as error:
-        if arguments.debug:
-            raise
         return fail(arguments, f"{type(error).__name__}: {first_line(error)} (see --debug)", 1)
 
 
 def fail(arguments: argparse.Namespace, message: str, code: int) -> int:
     """One line on standard error (and the traceback with --debug); returns ``code``."""
-    if arguments.debug and code == 2:
+    if arguments.debug and code != INTERRUPTED:
         import traceback
 
-        traceback.print_exc()
-    print(f"morel: {' '.join(message.splitlines())}", file=sys.stderr)
+        print(masked(traceback.format_exc()), file=sys.stderr)
+    print(f"morel: {' '.join(masked(message).splitlines())}", file=sys.stderr)
     return code
 
 
@@ -221,7 +221,7 @@ def logs_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for line in lines:
         print(line)
     if error:
-        print(f"\n{error.rstrip()}")
+        print(f"\n{masked(error.rstrip())}")
     return 0
 
 

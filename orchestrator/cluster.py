@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -108,7 +109,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     else:
         options["address"] = address
     try:
-        ray.init(**options)
+        with on_loopback() if address is None else contextlib.nullcontext():
+            ray.init(**options)
     except Exception as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -121,6 +123,28 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         # free the forgotten ones here first.
         gc.collect()
         ray.shutdown()
+
+
+@contextmanager
+def on_loopback() -> Generator[None]:
+    """A Ray that is started inside listens on loopback only, as on a laptop under macOS or Windows.
+
+    On Linux its parts would listen on every interface. Whoever has set Ray's own switch, by which
+    that is decided, keeps it.
+    """
+    from ray._private import ray_constants
+
+    switch, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    if switch in os.environ:
+        yield
+        return
+    os.environ[switch] = "0"  # for the processes that Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        del os.environ[switch]
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

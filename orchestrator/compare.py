@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from morel_core.errors import ConfigError, MorelError
 from morel_core.registry import suggestion
 from orchestrator.config import NOT_SCIENTIFIC
-from orchestrator.tracking.connection import open_client, shown
+from orchestrator.masking import masked, masked_address
+from orchestrator.tracking.connection import open_client
 from orchestrator.tracking.parameters import all_params
 
 if TYPE_CHECKING:
@@ -188,11 +189,12 @@ def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunR
         if found is None or found.lifecycle_stage != "active":
             names = sorted(e.name for e in client.search_experiments())
             raise MorelError(
-                f"experiment {experiment!r} is not in {shown(uri)}: {suggestion(experiment, names)}"
+                f"experiment {experiment!r} is not in {masked_address(uri)}: "
+                f"{suggestion(experiment, names)}"
             )
         runs = sorted(_with_all_params(_all_runs(client, found.experiment_id)), key=_order)
     except MlflowException as error:
-        raise MorelError(f"{shown(uri)}: {str(error).splitlines()[0]}") from error
+        raise MorelError(f"{masked_address(uri)}: {masked(str(error)).splitlines()[0]}") from error
     return runs if search is None else _of_search(runs, search, experiment)
 
 

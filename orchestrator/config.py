@@ -1,7 +1,7 @@
 """Run configs: recipe file + ``key=value`` overrides → one frozen, checked `RunConfig`.
 
-YAML cannot execute anything here: the only interpolation is ``${frac:8,255}``, and names choose
-from registries, never from import paths.
+YAML cannot execute anything here: `orchestrator.interpolation` says what is replaced in it, and
+names choose from registries, never from import paths.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from morel_core.catalogue import DATASETS, MODELS
 from morel_core.config import ExperimentConfig
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
+from orchestrator.interpolation import number
 from orchestrator.jobs import check_absolute, check_database, check_environment
+from orchestrator.masking import masked_address
 
 T = TypeVar("T")
 Scalar = str | int | float | None
-DECIMAL = r"\s*(\d+\.?\d*|\.\d+)\s*"
-FRACTION = re.compile(rf"^(?:\$\{{frac:{DECIMAL},{DECIMAL}\}}|{DECIMAL}/{DECIMAL})$")
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What decides where and how fast a run goes, but not its numbers.
 NOT_SCIENTIFIC = ("name", "storage_path", "scaling", "tracking", "cluster", "checkpoint")
 NOT_SCIENTIFIC_DATA = ("root", "download")
@@ -59,6 +59,9 @@ class TrackingConfig:
     uri: str | None = None
     """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else sqlite:///<storage_path>/mlflow.db."""
     experiment: str = "morel"
+
+    def __post_init__(self) -> None:
+        check_no_credentials("uri", self.uri, "MLFLOW_TRACKING_URI")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ class RunConfig(ExperimentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("name", self.name)
+        check_no_credentials("storage_path", self.storage_path, "AWS_SECRET_ACCESS_KEY")
         object.__setattr__(self, "storage_path", absolute_storage(self.storage_path))
         check_absolute("data.root", self.data.root)
         check_absolute("data.extra", self.data.extra)
@@ -120,10 +124,22 @@ class RunConfig(ExperimentConfig):
 def check_name(key: str, name: str | None) -> None:
     """A name becomes a folder: letters, digits and ``._-`` only; raises `ConfigError`."""
     check(
-        name is None or NAME.match(name) is not None,
+        name is None or NAME.fullmatch(name) is not None,
         key,
         name,
         "letters, digits, '.', '_' and '-' only, at most 100, not starting with a mark",
+    )
+
+
+def check_no_credentials(key: str, address: str | None, variable: str) -> None:
+    """Raise `ConfigError` if an address holds a password: configs are recorded as they are."""
+    shown = masked_address(address or "")
+    check(
+        shown == (address or ""),
+        key,
+        shown,
+        f"must hold no credentials, which would be recorded: leave them to the environment, "
+        f"in {variable}",
     )
 
 
@@ -205,25 +221,6 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 # --- mapping → dataclass -------------------------------------------------------------------------
-
-
-def number(value: Any) -> Any:
-    """``"${frac:8,255}"`` and ``"8/255"`` as floats; any other interpolation is refused."""
-    if isinstance(value, list):
-        return [number(item) for item in cast(list[Any], value)]
-    if isinstance(value, Mapping):
-        return {key: number(item) for key, item in cast(Mapping[str, Any], value).items()}
-    if not isinstance(value, str):
-        return value
-    match = FRACTION.match(value.strip())
-    if match:
-        top, bottom = (float(part) for part in match.groups() if part is not None)
-        if bottom == 0:
-            raise MorelError(f"{value!r} divides by zero")
-        return top / bottom
-    if "${" in value:
-        raise MorelError(f"the only interpolation in a config is ${{frac:8,255}}, not {value!r}")
-    return value
 
 
 def section_class(key: str, declared: Any, section: Mapping[str, Any]) -> type:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from orchestrator.masking import masked
+
 ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
 LONGEST = 500
 # torch on GPUs and CPUs, cuBLAS, NumPy and Python, and Ray's own guard of a node's memory.
@@ -19,6 +21,8 @@ DETERMINISTIC = ("ConfigError", "MorelError")
 def failure_reason(error: BaseException | str | None) -> str:
     """``Type: message`` of an error or of a traceback's text, at most 500 characters.
 
+    Credentials in it are masked.
+
     Ray wraps an error of a worker several times, each time with the text of the one inside; the
     last line that names an error type is the innermost one.
     """
@@ -30,7 +34,7 @@ def failure_reason(error: BaseException | str | None) -> str:
         inner = error.__cause__ or getattr(error, "cause", None)
         error = inner if isinstance(inner, BaseException) else error
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in masked(text).strip().splitlines() if line.strip()]
     named = [i for i, line in enumerate(lines) if ERROR_LINE.match(line)]
     if not named:
         return " ".join(lines)[:LONGEST]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
+from orchestrator.masking import masked_address
 from orchestrator.revision import revision
 from orchestrator.tracking import (
     DatasetPayload,
@@ -213,8 +214,8 @@ def ui_command(config: RunConfig) -> str:
     """The command that shows the recorded runs in a browser."""
     uri = tracking_uri(config)
     if uri.startswith(("http://", "https://")):
-        return f"open {uri}"
-    return f"mlflow ui --backend-store-uri '{uri}'"
+        return f"open {masked_address(uri)}"
+    return f"mlflow ui --backend-store-uri '{masked_address(uri)}'"
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from orchestrator.config import (
     compose,
     flatten,
     names_first,
-    number,
     parse_overrides,
     to_dict,
     with_overrides,
 )
+from orchestrator.interpolation import number
 from orchestrator.search import space as search_space
 from orchestrator.search.ladder import VerifyConfig, check_attacks
 from orchestrator.search.parameters import GridParameter, Parameter, Sampled, SearchSpace

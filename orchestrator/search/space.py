@@ -21,12 +21,12 @@ from orchestrator.config import (
     find_file,
     flatten,
     names_first,
-    number,
     packaged,
     parse_overrides,
     read_yaml,
     with_overrides,
 )
+from orchestrator.interpolation import number
 from orchestrator.search.exploration import check_population
 from orchestrator.search.ladder import check_attacks, check_ladder, check_scheduler
 from orchestrator.search.parameters import ChoiceParameter, Parameter, SearchSpace, Values

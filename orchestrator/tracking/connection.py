@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from morel_core.errors import MorelError
+from orchestrator.masking import masked, masked_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,14 +34,6 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-
-
-def shown(uri: str) -> str:
-    """``uri`` without its password, for messages."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -91,8 +84,9 @@ def open_client(uri: str, *, create: bool) -> MlflowClient:
 
 def _unreachable(uri: str, reason: str) -> MorelError:
     return MorelError(
-        f"MLflow at tracking.uri = {shown(uri)} does not answer ({reason}): start it, "
-        f"correct the address, or record into a local file with {_LOCAL}"
+        f"MLflow at tracking.uri = {masked_address(uri)} does not answer "
+        f"({masked(reason)}): start it, correct the address, or record into a local file with "
+        f"{_LOCAL}"
     )
 
 
@@ -104,7 +98,9 @@ def _first_line(error: Exception) -> str:
 def _probe_http(uri: str) -> None:
     """One bounded request: MLflow's own calls wait and retry for minutes."""
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_S):
+        parts = urlsplit(uri)  # urllib would take a user and password for part of the host
+        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=_PROBE_S):
             return
     except urllib.error.HTTPError:
         return  # something is there; MLflow's client will say what is wrong

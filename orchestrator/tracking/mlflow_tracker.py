@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from morel_core.errors import MorelError
-from orchestrator.tracking.connection import open_client, shown, sqlite_path
+from orchestrator.masking import masked, masked_address
+from orchestrator.tracking.connection import open_client, sqlite_path
 from orchestrator.tracking.events import (
     DatasetPayload,
     EpochPayload,
@@ -93,8 +94,8 @@ class MlflowTracker:
             return cls(client, _experiment_id(client, uri, experiment))
         except MlflowException as error:
             raise MorelError(
-                f"tracking.experiment = {experiment!r} cannot be opened in {shown(uri)}: "
-                f"{str(error).splitlines()[0]}"
+                f"tracking.experiment = {experiment!r} cannot be opened in {masked_address(uri)}: "
+                f"{masked(str(error)).splitlines()[0]}"
             ) from error
 
     def apply(self, event: Event) -> bool:
@@ -332,10 +333,10 @@ def _verdicts() -> Generator[None]:
         yield
     except MlflowException as error:
         if error.error_code in _FINAL_VERDICTS:
-            raise MorelError(f"MLflow refuses it: {str(error).splitlines()[0]}") from error
-        raise ConnectionError(str(error)) from error
+            raise MorelError(f"MLflow refuses it: {masked(str(error)).splitlines()[0]}") from error
+        raise ConnectionError(masked(str(error))) from error
     except RequestException as error:  # some are ValueErrors: an unreadable answer, for one
-        raise ConnectionError(str(error)) from error
+        raise ConnectionError(masked(str(error))) from error
 
 
 def _gather(folder: Path, artifacts: dict[str, str], texts: dict[str, str]) -> list[str]:

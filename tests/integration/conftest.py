@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import CONTROL, RAY_ENVIRONMENT
+from orchestrator.cluster import CONTROL, RAY_ENVIRONMENT, on_loopback
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +22,15 @@ def local_ray() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{given}" if given else here  # of the workers
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        resources={CONTROL: 10_000},
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with on_loopback():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            resources={CONTROL: 10_000},
+            include_dashboard=True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     yield ray
     ray.shutdown()
 

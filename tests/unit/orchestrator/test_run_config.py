@@ -343,7 +343,7 @@ def test_other_interpolations_are_refused_unresolved(recipe, key, value):
     ):
         assert said.startswith(f"{key} = ")
         if not key.endswith(".name"):
-            assert "the only interpolation in a config is ${frac:8,255}, not '" in said
+            assert "the only interpolations in a config are" in said or "a config may read" in said
 
 
 def nested(key, value):

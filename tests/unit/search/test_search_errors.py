@@ -295,8 +295,8 @@ TRUNK = "objective.alpha: {type: float, low: 1.0e-6, high: 1, log: true}"
         (ALPHA + "overrides: {training.epochs: 0}", "overrides.training.epochs = 0: must be >= 1"),
         (ALPHA + "overrides: {scaling.num_workers: 2}", "set by resources.workers"),
         (
-            ALPHA + "description: ${oc.env:HOME}",
-            "the only interpolation in a config is ${frac:8,255}",
+            ALPHA + "description: ${oc.env:PATH}",
+            "${oc.env:PATH}: a config may read HOME, USER",
         ),
     ],
 )

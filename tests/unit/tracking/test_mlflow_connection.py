@@ -8,8 +8,9 @@ import time
 import pytest
 
 from morel_core.errors import MorelError
+from orchestrator.masking import masked_address
 from orchestrator.tracking import MlflowTracker
-from orchestrator.tracking.connection import open_client, shown
+from orchestrator.tracking.connection import open_client
 
 
 def refusal(uri, create=True):
@@ -48,8 +49,8 @@ def test_a_database_server_that_is_down_does_not_show_its_password():
 
 
 def test_passwords_are_masked():
-    assert shown("https://me:pw@host/x") == "https://***@host/x"
-    assert shown("http://host:5000") == "http://host:5000"
+    assert masked_address("https://me:pw@host/x") == "https://***@host/x"
+    assert masked_address("http://host:5000") == "http://host:5000"
 
 
 @pytest.mark.parametrize("uri", ["", "mlruns", "/tmp/mlruns", "file:///tmp/mlruns", "C:\\mlruns"])
