@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from morel_core.errors import ConfigError, MorelError
@@ -111,6 +112,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     try:
         with on_loopback() if address is None else contextlib.nullcontext():
             ray.init(**options)
+        if address is None:
+            own_token()
     except Exception as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -145,6 +148,12 @@ def on_loopback() -> Generator[None]:
     finally:
         del os.environ[switch]
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def own_token() -> None:
+    """Nobody else may read the token that Ray makes for whoever may run code on it."""
+    with contextlib.suppress(OSError):  # none was made, or it is somebody else's
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
 @contextmanager
