@@ -135,9 +135,7 @@ def cpu() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """What ``COMMIT`` names, as a copy without its history needs it; else git's own answer."""
-    if "COMMIT" in os.environ:
-        return os.environ["COMMIT"]
+    """The commit, ``-dirty`` where files differ from it; without git what ``COMMIT`` names."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,
@@ -145,7 +143,7 @@ def commit() -> str:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or os.environ.get("COMMIT", "unknown")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

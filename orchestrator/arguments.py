@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from morel_core.errors import MorelError
@@ -14,6 +15,7 @@ exit codes:
   1    something failed that was not foreseen (--debug shows the traceback)
   2    wrong input or a missing resource: one line on standard error says what to do
   3    the run diverged, no trial of the search was measured, or a campaign lacks replicates
+  4    the cluster was lost, and the job with it (morel submit, whose other codes are the job's)
   130  interrupted; the same command with the same name=… goes on
 """
 OVERRIDES = """\
@@ -21,9 +23,24 @@ key=value changes any setting, as in
   training.epochs=5   attack.eps=8/255   objective.preference=[0.2,0.8]
   scaling.num_workers=2   storage_path=/data/runs   tracking.uri=http://host:5000   name=my-run
 """
+OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 SEARCH = "name=… of the search"
 
 Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(``key=value`` items, all else): they may stand anywhere, which argparse does not allow."""
+    overrides = [argument for argument in argv if OVERRIDE.match(argument)]
+    return overrides, [argument for argument in argv if not OVERRIDE.match(argument)]
+
+
+def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and the command of ``morel submit`` behind it."""
+    if argv[:1] != ["submit"] or "--" not in argv:
+        return list(argv), []
+    place = list(argv).index("--")
+    return list(argv[:place]), list(argv[place + 1 :])
 
 
 def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
@@ -77,6 +94,8 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
         "which goes on with its command",
     )  # fmt: skip
 
+    submit_options(add(commands, "submit", given, "run any command as a job on a Ray cluster"))
+
     evaluate_options(add(commands, "evaluate", given, "measure the robust accuracy of a network"))
 
     compare = add(commands, "compare", given, "table of recorded runs, from MLflow")
@@ -108,6 +127,38 @@ def force_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--force-code", action="store_true",
         help="resume under other code than the run's own; recorded as morel.code_changes",
+    )  # fmt: skip
+
+
+def submit_options(sub: argparse.ArgumentParser) -> None:
+    """What ``morel submit`` takes before ``--``; what follows is the command itself."""
+    sub.usage = "morel submit [options] -- COMMAND ..."
+    sub.description = (
+        "Check the command and the cluster, upload the sources of this folder, run the command "
+        "there and follow it: its log is printed, its exit code returned. Interrupting this ends "
+        "the watching, not the job. A job lost with its head is submitted again, and goes on."
+    )
+    sub.add_argument(
+        "--address", metavar="URL",
+        help="of the cluster's dashboard; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, "
+        "http://127.0.0.1:8265. Its token: RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE",
+    )  # fmt: skip
+    sub.add_argument(
+        "--working-dir", default=".", metavar="DIR",
+        help="checkout whose sources are uploaded, without what .gitignore and .rayignore list; "
+        "default: this folder",
+    )  # fmt: skip
+    sub.add_argument(
+        "--retries", type=int, default=3, metavar="N",
+        help="times that a job lost with its head is submitted again; default: 3",
+    )  # fmt: skip
+    sub.add_argument(
+        "--wait", type=float, default=1800.0, metavar="SECONDS",
+        help="for a head that does not answer any more to come back; default: 1800",
+    )  # fmt: skip
+    sub.add_argument(
+        "--no-watch", dest="watch", action="store_false",
+        help="submit, say how to watch, and end",
     )  # fmt: skip
 
 

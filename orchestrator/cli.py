@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from morel_core.errors import MorelError
-from orchestrator.arguments import Command, parser
+from orchestrator.arguments import Command, parser, split_command, split_overrides
 from orchestrator.masking import masked
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.search.space import SearchConfig
 
 INTERRUPTED = 130
-OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
 def entry() -> NoReturn:
@@ -32,9 +31,8 @@ def entry() -> NoReturn:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
-    # key=value may stand anywhere, also between options, which argparse does not allow.
-    overrides = [argument for argument in argv if OVERRIDE.match(argument)]
-    rest = [argument for argument in argv if not OVERRIDE.match(argument)]
+    own, remote = split_command(argv)
+    overrides, rest = split_overrides(own)
     commands = {
         "train": train_command,
         "tune": tune_command,
@@ -43,12 +41,13 @@ def main(argv: Sequence[str]) -> int:
         "top": top_command,
         "logs": logs_command,
         "stop": stop_command,
+        "submit": submit_command,
         "evaluate": evaluate_command,
         "compare": compare_command,
         "export": export_command,
         "validate": validate_command,
     }
-    arguments = parser(commands).parse_args(rest)
+    arguments = parser(commands).parse_args(rest, argparse.Namespace(remote=remote))
     if not arguments.debug:
         warnings.simplefilter("ignore")
     command: Command = arguments.command
@@ -232,6 +231,34 @@ def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     asked = stop(arguments.name, arguments.trials, settings(overrides))
     print(json.dumps({"asked": asked}) if arguments.json else "\n".join(asked))
     return 0
+
+
+def submit_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel submit``."""
+    from orchestrator.submission.submit import Request, submit
+
+    if overrides:
+        raise MorelError(f"{overrides[0]}: settings stand with the command, behind --")
+    log = sys.stderr if arguments.json else sys.stdout
+
+    def out(text: str) -> None:
+        print(text, end="", file=log, flush=True)
+
+    def say(line: str) -> None:
+        print(f"morel submit: {line}", file=sys.stderr, flush=True)
+
+    request = Request(
+        argv=arguments.remote,
+        address=arguments.address,
+        working_dir=arguments.working_dir,
+        retries=arguments.retries,
+        wait_s=arguments.wait,
+        watch=arguments.watch,
+    )
+    done = submit(request, out=out, say=say)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(done)))
+    return done.exit_code
 
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:

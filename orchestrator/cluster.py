@@ -6,7 +6,7 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,10 +62,12 @@ def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float, beside: str 
             )
 
 
-def check_tracking(config: RunConfig, nodes: int) -> None:
+def check_tracking(
+    config: RunConfig, nodes: int, environment: Mapping[str, str] = os.environ
+) -> None:
     """Raise `ConfigError` if MLflow is a SQLite file on a cluster of more than one node."""
     try:
-        uri = tracking_uri(config)
+        uri = tracking_uri(config, environment)
     except ConfigError:  # none is known: whoever needs one says so
         return
     if uri.startswith("sqlite:") and nodes > 1:
@@ -99,7 +101,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if ray.is_initialized():  # a notebook's or a test session's own
         check_tracking(config, node_count())
-        yield _resources()
+        yield resources()
         return
     address = cluster_address(config)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -120,7 +122,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         raise MorelError(f"{where} cannot be reached: {reason}") from error
     try:
         check_tracking(config, node_count())
-        yield _resources()
+        yield resources()
     finally:
         # Ray ends the whole process if another thread frees one of its handles while it shuts down:
         # free the forgotten ones here first.
@@ -200,7 +202,7 @@ def node_count() -> int:
     return max(there, 1 + more)
 
 
-def _resources() -> tuple[float, float]:
+def resources() -> tuple[float, float]:
     """CPUs and GPUs of the cluster we are on; of one that grows by itself, what it can grow to.
 
     Ray's autoscaler starts nodes for what is asked for: asked for only what is there, it never

@@ -151,9 +151,9 @@ def absolute_storage(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
-def tracking_uri(config: RunConfig) -> str:
+def tracking_uri(config: RunConfig, environment: Mapping[str, str] = os.environ) -> str:
     """The MLflow URI of a run: config, else environment, else SQLite beside the storage."""
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = config.tracking.uri or environment.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri
     if "://" in config.storage_path:

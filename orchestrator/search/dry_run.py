@@ -44,8 +44,8 @@ def dry_run(search: SearchConfig) -> dict[str, Any]:
         "name": search.name,
         "total_trials": search.total_trials,
         "trials": [_trial(search, trial) for trial in proposed[:SHOWN]],
-        "plan": (plan := _plan(search)),
-        "cost": _cost(search, proposed, data, plan),
+        "plan": (planned := plan(search)),
+        "cost": _cost(search, proposed, data, planned),
     }
 
 
@@ -70,21 +70,22 @@ def _trial(search: SearchConfig, proposed: Mapping[str, Any]) -> dict[str, Any]:
     return entry | {"difference": different, "config": config}
 
 
-def _plan(search: SearchConfig) -> dict[str, Any]:
+def plan(search: SearchConfig, there: tuple[float, float] | None = None) -> dict[str, Any]:
+    """What a trial takes, and how many run at a time on ``there``: (CPUs, GPUs).
+
+    Default: of this machine, if the search runs here.
+    """
     asked, address = search.resources, cluster_address(search.base)
-    plan: dict[str, Any] = {
+    if there is None and address is None:
+        there = local_resources()
+    return {
         "cluster": address,
         "workers_per_trial": asked.workers,
         "cpus_per_trial": asked.workers * asked.cpus_per_worker,
         "gpus_per_trial": asked.workers * asked.gpus_per_worker,
-        "there": None,
-        "trials_at_a_time": search.max_concurrent,
+        "there": dict(zip(("cpus", "gpus"), there, strict=True)) if there else None,
+        "trials_at_a_time": fitting(search, *there) if there else search.max_concurrent,
     }
-    if address is None:
-        cpus, gpus = local_resources()
-        plan["there"] = {"cpus": cpus, "gpus": gpus}
-        plan["trials_at_a_time"] = fitting(search, cpus, gpus)
-    return plan
 
 
 def _cost(
@@ -125,7 +126,7 @@ def _passes(search: SearchConfig, trial: Mapping[str, Any], data: Dataset) -> Pa
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """A dry run for people: of the trials only what differs from the base."""
-    return [*_trial_lines(found), *_plan_lines(found["plan"]), *_cost_lines(found)]
+    return [*_trial_lines(found), *plan_lines(found["plan"]), *_cost_lines(found)]
 
 
 def _trial_lines(found: Mapping[str, Any]) -> list[str]:
@@ -140,7 +141,8 @@ def _trial_lines(found: Mapping[str, Any]) -> list[str]:
     return shown
 
 
-def _plan_lines(plan: Mapping[str, Any]) -> list[str]:
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """A `plan` for people."""
     each = f"{plan['cpus_per_trial']:g} CPUs and {plan['gpus_per_trial']:g} GPUs"
     need = f"a trial takes {plan['workers_per_trial']} worker(s), {each} together"
     if plan["there"] is None:

@@ -30,13 +30,7 @@ class Upload:
         return sum(self.files.values()) / 1e6
 
     def check(self) -> None:
-        """Raise `MorelError` if this is no checkout of ours, or holds more than sources."""
-        lacking = [name for name in PACKAGES if f"{name}/" not in self._tops()]
-        if lacking:
-            raise MorelError(
-                f"--working-dir {self.folder}: holds no {', '.join(lacking)}: give the checkout of "
-                "this project, whose code the cluster runs"
-            )
+        """Raise `MorelError` if these are more than sources."""
         if self.megabytes > LIMIT_MB:
             largest = sorted(self.files, key=lambda name: -self.files[name])[:SHOWN]
             shown = ", ".join(f"{name} ({self.files[name] / 1e6:.1f} MB)" for name in largest)
@@ -45,21 +39,28 @@ class Upload:
                 f"{LIMIT_MB:g}; largest: {shown}: name in .rayignore what the cluster does not need"
             )
 
-    def _tops(self) -> set[str]:
-        return {f"{name.partition('/')[0]}/" for name in self.files if "/" in name}
-
     def __str__(self) -> str:
         return f"{len(self.files)} files, {self.megabytes:.1f} MB"
 
 
 def upload_of(folder: Path) -> Upload:
-    """What would be uploaded of ``folder``, found by Ray's own walk over it; nothing is sent."""
+    """What would be uploaded of ``folder``, found by Ray's own walk over it; nothing is sent.
+
+    Raises:
+        MorelError: it is no checkout of ours.
+    """
     from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env import packaging
 
     folder = folder.absolute()
     if not folder.is_dir():
         raise MorelError(f"--working-dir {folder}: there is no such folder")
+    lacking = [name for name in PACKAGES if not (folder / name).is_dir()]
+    if lacking:
+        raise MorelError(
+            f"--working-dir {folder}: holds no {', '.join(lacking)}: give the checkout of this "
+            "project, whose code the cluster runs"
+        )
     files: dict[str, int] = {}
 
     def note(path: Path) -> None:

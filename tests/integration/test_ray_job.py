@@ -1,92 +1,35 @@
-"""`ray job submit` to a cluster with token authentication, as a user does it."""
+"""Jobs on a cluster with token authentication, by `ray job submit` and by `morel submit`.
+
+No process of the cluster finds an installed copy of the project.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-import shutil
-import socket
+import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
 import pytest
 import recorded
+from ray_heads import ROOT, Head
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+COMMIT, DIFF = "0123456789abcdef0123456789abcdef01234567-dirty", "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """Environment of a shell that may submit jobs to a head of its own, stopped by pid."""
-    folder = Path(tempfile.mkdtemp(prefix="rj-", dir="/tmp"))  # Ray's sockets need a short path
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    port, dashboard = free_port(), free_port()
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOREL_"))
-    }
-    environment |= {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }
-    head = subprocess.Popen(
-        [
-            *("ray", "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"),
-            *(f"--dashboard-port={dashboard}", "--num-cpus=2", f"--temp-dir={folder}/ray"),
-            f"--ray-client-server-port={free_port()}",
-            # Its default is taken where another Ray runs, and then there is no agent for jobs.
-            f"--dashboard-agent-listen-port={free_port()}",
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def head() -> Iterator[Head]:
+    head = Head()
     try:
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import sys, time\n"
-                "from ray.job_submission import JobSubmissionClient\n"
-                "for _ in range(120):\n"
-                "    try:\n"
-                "        JobSubmissionClient(sys.argv[1]).list_jobs(); break\n"
-                "    except Exception: time.sleep(0.5)\n"
-                "else: raise SystemExit('the head did not come up')\n",
-                environment["RAY_API_SERVER_ADDRESS"],
-            ],
-            env=environment,
-            check=True,
-        )
-        yield environment | {"FOLDER": str(folder)}
+        head.start()
+        yield head
     finally:
-        ours = psutil.Process(head.pid)
-        for process in [*ours.children(recursive=True), ours]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(timeout=30)
-        shutil.rmtree(folder, ignore_errors=True)
+        head.remove()
 
 
-def submit(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["ray", "job", "submit", "--working-dir", ".", "--", *command],
+        command,
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -96,10 +39,33 @@ def submit(environment: dict[str, str], *command: str) -> subprocess.CompletedPr
     )
 
 
-def test_search_as_a_job_records_the_same(cluster: dict[str, str]) -> None:
-    storage = Path(cluster["FOLDER"]) / "runs"
-    done = submit(
-        cluster,
+def ray_submit(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    sent = json.dumps({"env_vars": {"MOREL_COMMIT": COMMIT, "MOREL_DIFF": DIFF}})
+    options = ("--working-dir", ".", "--runtime-env-json", sent)
+    return run(environment, "ray", "job", "submit", *options, "--", *command)
+
+
+def morel_submit(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    return run(environment, sys.executable, "-m", "orchestrator", "submit", *command)
+
+
+def test_the_project_is_not_installed_on_the_cluster(head: Head) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import ray, mlflow; import orchestrator"],
+        cwd=head.folder,
+        env=head.inside,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1
+    assert "No module named 'orchestrator'" in found.stderr
+
+
+def test_search_as_a_job_records_the_same(head: Head) -> None:
+    storage = head.folder / "runs"
+    done = ray_submit(
+        head.environment,
         *("python", "-m", "orchestrator", "tune", "smoke"),
         *(f"storage_path={storage}", "name=jobbed", "overrides.model.width=4"),
     )
@@ -110,17 +76,49 @@ def test_search_as_a_job_records_the_same(cluster: dict[str, str]) -> None:
     assert len(children) == 2
     assert {run.data.tags["morel.stop_reason"] for run in children} == {"all 2 epochs trained"}
     assert any(key.startswith("test.robust.pgd") for key in parent.data.metrics)
+    assert parent.data.tags["morel.commit"] == COMMIT
+    assert parent.data.tags["morel.diff"] == DIFF
 
 
-def test_relative_storage_is_refused_in_a_job(cluster: dict[str, str]) -> None:
-    refused = submit(cluster, "python", "-m", "orchestrator", "tune", "smoke", "storage_path=runs")
+def test_relative_storage_is_refused_in_a_job(head: Head) -> None:
+    command = ("python", "-m", "orchestrator", "tune", "smoke", "storage_path=runs")
+    refused = ray_submit(head.environment, *command)
     assert refused.returncode == 1  # of the submit command: the job failed
     assert "storage_path = 'runs': must be absolute in a Ray job" in refused.stdout
 
 
-def test_missing_token_is_refused(cluster: dict[str, str]) -> None:
-    without = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")}
-    without |= {"HOME": cluster["FOLDER"]}
-    refused = submit(without, "python", "-c", "print('ran')")
+def test_submitting_checks_watches_and_returns_the_exit_code(head: Head) -> None:
+    """The data is missing where the job runs, which nobody can see from here."""
+    storage, missing = head.folder / "runs", head.folder / "no-data"
+    command = ("train", "cifar10_resnet18", f"storage_path={storage}", f"data.root={missing}")
+    command += ("scaling.gpus_per_worker=0",)
+    done = morel_submit(head.environment, "--", *command)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"morel: data.root = '{missing}': No such file" in done.stdout
+    said = done.stderr
+    assert "cluster: Ray 2." in said
+    assert "1 node(s), 2 CPUs, 0 GPUs" in said
+    assert "files, 1." in said  # MB uploaded
+    assert "1 worker(s) of 1 CPUs and 0 GPUs; 2 CPUs and 0 GPUs are there" in said
+    assert "FAILED, exit code 2" in said
+    assert "name=cifar10_resnet18-" in said  # a name to resume under
+
+
+def test_a_missing_or_wrong_token_is_refused(head: Head) -> None:
+    without = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH")}
+    without |= {"HOME": str(head.folder)}
+    refused = ray_submit(without, "python", "-c", "print('ran')")
     assert refused.returncode != 0
     assert "ran" not in refused.stdout
+    told = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="
+    refused = morel_submit(without, "--", "validate")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"morel: the cluster at {head.address} wants a token: {told}")
+    wrong = head.folder / "wrong"
+    wrong.touch(mode=0o600)
+    wrong.write_text("f" * 64)
+    environment = head.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}
+    refused = morel_submit(environment, "--", "validate")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"morel: the cluster at {head.address} refuses the token")
+    assert len(refused.stderr.splitlines()) == 1

@@ -72,7 +72,7 @@ def test_a_cluster_that_grows_counts_at_its_largest(monkeypatch, there, most, ex
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(GlobalState, "get_max_resources_from_cluster_config", lambda self: most)
-    assert cluster._resources() == expected
+    assert cluster.resources() == expected
 
 
 @pytest.mark.parametrize("uri", [None, "sqlite:////data/mlflow.db"])

@@ -93,6 +93,6 @@ def test_another_folder_is_refused(tmp_path):
     (tmp_path / "orchestrator").mkdir()
     (tmp_path / "orchestrator" / "cli.py").write_text("")
     with pytest.raises(MorelError, match=r"holds no morel_core, recipes, search_spaces: give the"):
-        upload_of(tmp_path).check()
+        upload_of(tmp_path)
     with pytest.raises(MorelError, match="there is no such folder"):
         upload_of(tmp_path / "missing")
