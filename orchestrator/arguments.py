@@ -14,7 +14,8 @@ exit codes:
   0    done
   1    something failed that was not foreseen (--debug shows the traceback)
   2    wrong input or a missing resource: one line on standard error says what to do
-  3    the run diverged, no trial of the search was measured, or a campaign lacks replicates
+  3    the run diverged, no trial of the search was measured, a campaign lacks replicates, or a run
+       came out differently when it was reproduced
   4    the cluster was lost, and the job with it (morel submit, whose other codes are the job's)
   130  interrupted; the same command with the same name=… goes on
 """
@@ -114,6 +115,16 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
         "--num-images", type=int, metavar="N", help="first N test images to measure; default: all"
     )
     export.add_argument("--onnx", action="store_true", help="also model.onnx (the extra [onnx])")
+
+    reproduce = add(commands, "reproduce", given, "train a recorded run once more and compare")
+    reproduce.add_argument("run", help="run name or id (of a search: its winner)")
+    reproduce.add_argument(
+        "--check", action="store_true",
+        help="only say what differs here: commit, versions, data (exit code 3 if anything does)",
+    )  # fmt: skip
+
+    fork = add(commands, "fork", given, "train as a recorded run, with key=value changed")
+    fork.add_argument("run", help="run name or id (of a search: its winner)")
 
     validate = add(commands, "validate", given, "check recipes and spaces, run nothing")
     validate.add_argument(

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config import RunConfig
     from orchestrator.search.space import SearchConfig
+    from orchestrator.train import TrainResult
 
 INTERRUPTED = 130
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         "evaluate": evaluate_command,
         "compare": compare_command,
         "export": export_command,
+        "reproduce": reproduce_command,
+        "fork": fork_command,
         "validate": validate_command,
     }
     arguments = parser(commands).parse_args(rest, argparse.Namespace(remote=remote))
@@ -97,6 +100,13 @@ def settings(overrides: Sequence[str]) -> RunConfig:
     return build(RunConfig, mapping, source="the command line")
 
 
+def place(overrides: Sequence[str]) -> list[str]:
+    """Those that say where a run lies: the others may be of a model that the default is not."""
+    from orchestrator.config import NOT_SCIENTIFIC
+
+    return [o for o in overrides if o.partition("=")[0].partition(".")[0] in NOT_SCIENTIFIC]
+
+
 # --- commands ------------------------------------------------------------------------------------
 
 
@@ -106,24 +116,87 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     config = compose(arguments.recipe, overrides)  # a mistake is named before torch is imported
 
-    from orchestrator.progress import epoch_line, print_train, train_summary
     from orchestrator.train import train
 
-    progress, results = consoles(arguments)
-
-    def show(metrics: Any) -> None:
-        progress.print(epoch_line(metrics), markup=False, highlight=False, soft_wrap=True)
+    progress, _ = consoles(arguments)
 
     def starting() -> None:
         workers = config.scaling.num_workers
         progress.print(f"{workers} worker(s); starting Ray", highlight=False)
 
-    result = train(config, on_epoch=show, on_start=starting, force_code=arguments.force_code)
+    result = train(
+        config,
+        on_epoch=epoch_printer(progress),
+        on_start=starting,
+        force_code=arguments.force_code,
+    )
+    return trained(arguments, result)
+
+
+def epoch_printer(progress: Console) -> Callable[[Any], None]:
+    """Prints a line for each epoch."""
+    from orchestrator.progress import epoch_line
+
+    def show(metrics: Any) -> None:
+        progress.print(epoch_line(metrics), markup=False, highlight=False, soft_wrap=True)
+
+    return show
+
+
+def trained(arguments: argparse.Namespace, result: TrainResult) -> int:
+    """Tell how a training run ended; the exit code."""
+    from orchestrator.progress import print_train, train_summary
+
     if arguments.json:
         print(json.dumps(train_summary(result)))
     else:
-        print_train(results, result)
+        print_train(consoles(arguments)[1], result)
     return 3 if result.diverged else 0
+
+
+def fork_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel fork``."""
+    from orchestrator.config import parse_overrides
+
+    values = parse_overrides(overrides)
+
+    from orchestrator.reproduce import fork
+
+    progress, _ = consoles(arguments)
+    result = fork(
+        arguments.run,
+        settings(place(overrides)),
+        values,
+        on_epoch=epoch_printer(progress),
+        on_start=lambda config: progress.print(f"{config.name}: {arguments.run} with {values}"),
+    )
+    return trained(arguments, result)
+
+
+def reproduce_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel reproduce``."""
+    from orchestrator.config import parse_overrides
+
+    tracking, values = settings(place(overrides)), parse_overrides(overrides)
+
+    from orchestrator.progress import print_train
+    from orchestrator.reproduce import plan_reproduction, reproduce
+
+    progress, results = consoles(arguments)
+    plan = plan_reproduction(arguments.run, tracking, values)
+    for line in plan.lines():
+        progress.print(line, markup=False, highlight=False, soft_wrap=True)
+    if arguments.check:
+        if arguments.json:
+            print(json.dumps(plan.record()))
+        return 3 if plan.differences else 0
+    done = reproduce(plan, on_epoch=epoch_printer(progress))
+    if arguments.json:
+        print(json.dumps(done.record()))
+    else:
+        print_train(results, done.result)
+        results.print(f"{plan.run.run_id} once more: {done.verdict}", markup=False, soft_wrap=True)
+    return 3 if done.unequal else 0
 
 
 def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from morel_core.data import load_data
@@ -77,6 +78,7 @@ def train(
     on_epoch: OnEpoch | None = None,
     on_start: Callable[[], None] | None = None,
     force_code: bool = False,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainResult:
     """Train ``config`` on its workers; the same name goes on where it stopped.
 
@@ -85,6 +87,7 @@ def train(
         on_epoch: sees each epoch's metrics as they arrive.
         on_start: called when all is checked and Ray is about to start.
         force_code: resume a run that other code began.
+        tags: recorded beside the run's own.
 
     Raises:
         MorelError: data, storage, cluster or MLflow are not as asked; or training failed.
@@ -116,7 +119,7 @@ def train(
                 name=run_id,
                 params=records.params(config),
                 config=to_dict(config),
-                tags=records.run_tags(config, "train"),
+                tags={**records.run_tags(config, "train"), **tags},
                 dataset=records.dataset_record(config, data),
             )
             _check_resources(config, *there)

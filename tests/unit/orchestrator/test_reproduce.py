@@ -1,0 +1,32 @@
+"""What `morel reproduce` says of differences, without training."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from orchestrator.reproduce import Difference, Plan, Reproduction, environment_differences
+
+PLAN = cast(Plan, None)
+RESULT = cast(Any, None)
+
+
+def outcome(*unequal: Difference) -> str:
+    return Reproduction(plan=PLAN, result=RESULT, compared=12, unequal=list(unequal)).verdict
+
+
+def test_the_verdict_tells_losses_from_accuracies() -> None:
+    loss = Difference("loss.total of epoch 3", "1.25", "1.26")
+    accuracy = Difference("holdout.clean of epoch 4", "0.5", "0.475")
+    assert "all 12 numbers are equal to the last bit" in outcome()
+    assert outcome(loss).startswith("the same accuracies; 1 of 12 numbers")
+    assert "accuracies by up to 2.50 points" in outcome(loss, accuracy)
+    assert "loss.total of epoch 3: 1.25, now 1.26" in outcome(loss, accuracy)
+
+
+def test_versions_that_came_went_and_changed() -> None:
+    then = {"morel.commit": "a", "morel.version.torch": "2.14.1", "morel.seed": "1"}
+    now = {"morel.commit": "a", "morel.version.torch": "2.15.0", "morel.version.ray": "2.60"}
+    assert [str(found) for found in environment_differences(then, now)] == [
+        "torch: 2.14.1, now 2.15.0",
+        "ray: none, now 2.60",
+    ]
