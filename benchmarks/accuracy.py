@@ -17,7 +17,7 @@ seeds of the difference in held-out robust accuracy lies within it.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def main() -> None:
     result: dict[str, Any] = {"benchmark": "accuracy", "runs": []}
     runs = [(contender, seed) for seed in args.seeds for contender in CONTENDERS]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        for done in [pool.submit(run, *of, args) for of in runs]:
+        for done in as_completed([pool.submit(run, *of, args) for of in runs]):
             result["runs"].append(done.result())
             print(result["runs"][-1], flush=True)
             result["difference"] = verdict(result["runs"])

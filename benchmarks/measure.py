@@ -135,7 +135,9 @@ def cpu() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit, ``-dirty`` where files differ from it; without git what ``COMMIT`` names."""
+    """What ``COMMIT`` names, as a copy without its history needs it; else git's own answer."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,
@@ -143,7 +145,7 @@ def commit() -> str:
         text=True,
         check=False,
     )
-    return done.stdout.strip() or os.environ.get("COMMIT", "unknown")
+    return done.stdout.strip() or "unknown"
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
