@@ -1,0 +1,176 @@
+"""Tables for a terminal, Markdown, CSV, JSON and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.compare.runs import Score
+from orchestrator.compare.table import Comparison, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_LONG_NUMBER = re.compile(r"\d+\.\d+(e-?\d+)?")
+
+
+def _columns(table: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
+    """Heading and cell of every column that has anything in it."""
+
+    def score(value: Score | None, mark: str = "") -> str:
+        return f"{value}{mark}" if value else ""
+
+    def held_out(row: Row, value: Score | None) -> str:
+        return score(value, "" if row.selected else "*")
+
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("name", lambda row: row.name),
+        ("clean % held-out [95 %]", lambda row: held_out(row, row.clean_accuracy)),
+        ("robust % held-out [95 %]", lambda row: held_out(row, row.robust_accuracy)),
+        ("attack", lambda row: row.attack or ""),
+    ]
+    if any(row.test_clean_accuracy or row.test_robust_accuracy for row in table.rows):
+        columns += [
+            ("clean % test [95 %]", lambda row: score(row.test_clean_accuracy)),
+            ("robust % test [95 %]", lambda row: score(row.test_robust_accuracy)),
+            ("test attack", lambda row: row.test_attack or ""),
+        ]
+    columns += [
+        ("epochs", lambda row: "" if row.epochs is None else str(row.epochs)),
+        ("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.1f}"),
+        ("why it stopped", lambda row: row.stopped),
+    ]
+    if any(row.baseline for row in table.rows):
+        columns.append(("baseline", lambda row: row.baseline or ""))
+    if any(row.method for row in table.rows):
+        columns.append(("method", lambda row: row.method or ""))
+    columns += [(key, lambda row, key=key: _short(row.params.get(key, ""))) for key in table.params]
+    return columns
+
+
+def _short(text: str) -> str:
+    """A parameter for reading: fractions with 4 significant digits; CSV and JSON have them all."""
+    if not any(mark in text for mark in ".e"):
+        return text
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
+def render_rich(table: Comparison, title: str | None = None) -> Table:
+    """For a terminal: what all rows share stands below, with the notes, as the caption.
+
+    The settings that differ share one column by the last part of their names; the other formats
+    give each a column of its own.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    several = len({row.search for row in table.rows}) > 1
+    rich_table = Table(title=title, caption_justify="left", title_justify="left")
+    for heading in ("run", "clean %", "robust % [95 %]", "epochs", "seconds"):
+        right = heading != "run"
+        rich_table.add_column(
+            escape(heading), justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
+    rich_table.add_column("why it stopped", overflow="fold")
+    if table.params:
+        rich_table.add_column("settings that differ", overflow="fold", ratio=1)
+    for row in table.rows:
+        mark = "" if row.selected else "*"
+        cells = [
+            _short_name(row, with_search=several),
+            "" if row.clean_accuracy is None else f"{100 * row.clean_accuracy.value:.1f}{mark}",
+            f"{row.robust_accuracy}{mark}" if row.robust_accuracy else "",
+            "" if row.epochs is None else str(row.epochs),
+            "" if row.seconds is None else f"{row.seconds:.0f}",
+            row.stopped,
+        ]
+        cells += [_settings(row, table.params)] if table.params else []
+        rich_table.add_row(*(escape(cell) for cell in cells))
+    tested = [_test_line(row, with_search=several) for row in table.rows if row.test_clean_accuracy]
+    notes = [_attacks_line(table), *tested, *table.notes]
+    rich_table.caption = escape("\n".join(note for note in notes if note))
+    return rich_table
+
+
+def _test_line(row: Row, *, with_search: bool) -> str:
+    """A run's numbers on the test set: few runs have them, so they stand below the table."""
+    line = f"Test set, {_short_name(row, with_search=with_search)}: clean {row.test_clean_accuracy}"
+    return f"{line}, robust {row.test_robust_accuracy} ({row.test_attack})."
+
+
+def _settings(row: Row, params: Sequence[str]) -> str:
+    """``alpha=0.1 temperature=0.05``; long numbers are cut, the other formats have them whole."""
+
+    return " ".join(
+        f"{key.rpartition('.')[2]}={_LONG_NUMBER.sub(_cut, row.params[key])}"
+        for key in params
+        if key in row.params and not key.startswith("search.")  # what others were derived from
+    )
+
+
+def _cut(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.3g}"
+
+
+def _short_name(row: Row, *, with_search: bool) -> str:
+    """A trial by its number and, if it is one, its baseline: its settings have a column."""
+    if row.kind != "trial":
+        return row.name
+    number = row.name.partition(" ")[0]
+    place = f"{row.search}/{number}" if with_search else number
+    return f"{place} {row.baseline or ''}".strip()
+
+
+def _attacks_line(table: Comparison) -> str:
+    """The attacks behind the held-out robust accuracies."""
+    attacks = sorted({row.attack for row in table.rows if row.attack})
+    return f"Held-out accuracies of each run's best epoch; attack: {', '.join(attacks)}."
+
+
+def to_markdown(table: Comparison) -> str:
+    """A GitHub table, and the notes below it."""
+    columns = _columns(table)
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [line(heading for heading, _ in columns), line("---" for _ in columns)]
+    lines += [line(cell(row) for _, cell in columns) for row in table.rows]
+    lines += ["", *(note.replace("*", "\\*") + "\n" for note in table.notes)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_csv(table: Comparison) -> str:
+    """Unrounded numbers, a column each; accuracies in [0, 1], an empty cell for None."""
+    records = [_flat(row, table.params) for row in table.rows]
+    stream = io.StringIO()
+    if records:
+        writer = csv.DictWriter(stream, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return stream.getvalue()
+
+
+def to_json(table: Comparison) -> str:
+    """One document: ``rows``, ``params`` and ``notes``; accuracies in [0, 1]."""
+    return json.dumps(asdict(table), indent=2)
+
+
+def _flat(row: Row, params: list[str]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for key, value in asdict(row).items():
+        if key.endswith("_accuracy"):
+            score = value or {"value": None, "low": None, "high": None}
+            record |= {key: score["value"], f"{key}_low": score["low"]}
+            record[f"{key}_high"] = score["high"]
+        elif key != "params":
+            record[key] = value
+    return record | {f"params.{key}": row.params.get(key) for key in params}

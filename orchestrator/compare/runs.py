@@ -1,0 +1,208 @@
+"""Recorded runs, from MLflow alone.
+
+Reads the names that training records: ``best.holdout.clean``, ``best.holdout.robust.<attack>``
+(the best epoch on the held-out split), ``holdout.*`` (each epoch), ``test.*`` (winners), all with
+``_low`` and ``_high`` beside them for the 95 % interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from morel_core.errors import MorelError
+from morel_core.registry import suggestion
+from orchestrator.masking import masked, masked_address
+from orchestrator.tracking.connection import open_client
+from orchestrator.tracking.parameters import all_params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy in [0, 1] with its 95 % interval, where one was recorded."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        """In per cent: ``"53.1 [50.9, 55.3]"``."""
+        if self.low is None or self.high is None:
+            return f"{100 * self.value:.1f}"
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One of our runs as MLflow has it."""
+
+    run_id: str
+    mlflow_id: str
+    parent_mlflow_id: str | None
+    name: str
+    kind: str
+    """search, trial, train or campaign."""
+    search: str | None
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    started: float
+    """Unix seconds."""
+    ended: float | None
+    params: dict[str, str]
+    """A trial's with those of its search, which its own run need not have."""
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    dataset: str | None = None
+    """First 36 characters of its data's fingerprint, if that was recorded."""
+
+    @property
+    def stop_reason(self) -> str:
+        """Why it stopped, or that it has not."""
+        return self.tags.get("morel.stop_reason") or self.status.lower()
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs trained so far."""
+        return int(self.metrics["epoch"]) if "epoch" in self.metrics else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Time spent training, else from start to end."""
+        elapsed = None if self.ended is None else self.ended - self.started
+        return self.metrics.get("train.seconds", elapsed)
+
+    @property
+    def selected(self) -> bool:
+        """Whether the held-out numbers are those of the best epoch, not of the latest."""
+        return "best.holdout.clean" in self.metrics or bool(self._robust("best.holdout."))
+
+    def clean(self, split: Literal["holdout", "test"]) -> Score | None:
+        """Accuracy on unattacked images of ``split``."""
+        return self._score(f"{self._prefix(split)}clean")
+
+    def robust(self, split: Literal["holdout", "test"]) -> dict[str, Score]:
+        """Accuracy under each attack that was measured on ``split``, by the attack's name."""
+        return self._robust(self._prefix(split))
+
+    def _prefix(self, split: Literal["holdout", "test"]) -> str:
+        return "best.holdout." if split == "holdout" and self.selected else f"{split}."
+
+    def _robust(self, prefix: str) -> dict[str, Score]:
+        prefix += "robust."
+        return {
+            key.removeprefix(prefix): score
+            for key in sorted(self.metrics)
+            if key.startswith(prefix)
+            and not key.endswith(("_low", "_high"))
+            and (score := self._score(key))
+        }
+
+    def _score(self, key: str) -> Score | None:
+        if key not in self.metrics:
+            return None
+        return Score(
+            self.metrics[key], self.metrics.get(f"{key}_low"), self.metrics.get(f"{key}_high")
+        )
+
+
+def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunRecord]:
+    """Every run of ours in an MLflow experiment, oldest first.
+
+    Args:
+        uri: the tracking URI.
+        experiment: its name.
+        search: only this search and its trials, or all of this campaign. Where several searches
+            have used the name, the one that began last.
+
+    Raises:
+        MorelError: MLflow does not answer, or the experiment or search is unknown.
+    """
+    client = open_client(uri, create=False)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None or found.lifecycle_stage != "active":
+            names = sorted(e.name for e in client.search_experiments())
+            raise MorelError(
+                f"experiment {experiment!r} is not in {masked_address(uri)}: "
+                f"{suggestion(experiment, names)}"
+            )
+        runs = sorted(_with_all_params(_all_runs(client, found.experiment_id)), key=_order)
+    except MlflowException as error:
+        raise MorelError(f"{masked_address(uri)}: {masked(str(error)).splitlines()[0]}") from error
+    return runs if search is None else of_search(runs, search, experiment)
+
+
+def _all_runs(client: MlflowClient, experiment_id: str) -> list[RunRecord]:
+    runs: list[RunRecord] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=_PAGE, page_token=token)
+        runs.extend(_record(run) for run in page if "morel.run_id" in run.data.tags)
+        token = page.token
+        if not token:
+            return runs
+
+
+def _with_all_params(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs; trials with the parameters that only the run of their search has, too."""
+    searches = {run.mlflow_id: run.params for run in runs if run.kind == "search"}
+    return [
+        replace(run, params=all_params(run.params, searches.get(run.parent_mlflow_id or "", {})))
+        if run.kind == "trial"
+        else run
+        for run in runs
+    ]
+
+
+def _order(run: RunRecord) -> tuple[float, bool, str]:
+    """By start; MLflow counts milliseconds, so a search may begin in that of its first trials."""
+    return run.started, run.kind != "search", run.run_id
+
+
+def _record(run: Run) -> RunRecord:
+    tags: dict[str, str] = run.data.tags
+    return RunRecord(
+        run_id=tags["morel.run_id"],
+        mlflow_id=run.info.run_id,
+        parent_mlflow_id=tags.get("mlflow.parentRunId"),
+        name=run.info.run_name or tags["morel.run_id"],
+        kind=tags.get("morel.kind", "train"),
+        search=tags.get("morel.search"),
+        status=run.info.status,
+        started=run.info.start_time / 1000,
+        # MLflow keeps the old end of a run that was resumed.
+        ended=run.info.end_time / 1000
+        if run.info.end_time and run.info.status != "RUNNING"
+        else None,
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=tags,
+        dataset=next((d.dataset.digest for d in run.inputs.dataset_inputs), None)
+        if run.inputs
+        else None,
+    )
+
+
+def of_search(runs: list[RunRecord], search: str, experiment: str) -> list[RunRecord]:
+    """Those of ``runs`` that `load_runs` gives for a search; raises `MorelError` if it is none."""
+    campaigns = [run for run in runs if run.tags.get("morel.campaign") == search]
+    members = [run for run in runs if run.search == search] or campaigns
+    if not members:
+        known = sorted({run.search for run in runs if run.search})
+        raise MorelError(
+            f"search {search!r} is not in experiment {experiment!r}: {suggestion(search, known)}"
+        )
+    parents = [run for run in members if run.kind == "search"]
+    if campaigns or len(parents) < 2:
+        return members
+    last = parents[-1].mlflow_id
+    return [run for run in members if last in (run.mlflow_id, run.parent_mlflow_id)]

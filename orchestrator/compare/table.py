@@ -1,0 +1,152 @@
+"""Runs as rows, in the order asked for, with what a reader must know about the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from morel_core.errors import ConfigError
+from orchestrator.compare.runs import RunRecord, Score
+from orchestrator.config import NOT_SCIENTIFIC
+
+Sort = Literal["robust_accuracy", "clean_accuracy", "name", "epochs", "seconds"]
+
+_BIASED = (
+    "Held-out accuracies are those of each run's best epoch, chosen on the same images: they are "
+    "biased upwards, the more so for the best run of a search. Test accuracies are not."
+)
+_UNFINISHED = "* latest epoch of a run that has recorded no best epoch."
+_ATTACKS_DIFFER = (
+    "The runs were measured with different attacks: robust accuracies compare only within one "
+    "attack, and rows are sorted within it."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in the table; ``None`` is what was not measured."""
+
+    name: str
+    run_id: str
+    kind: str
+    search: str | None
+    clean_accuracy: Score | None
+    robust_accuracy: Score | None
+    attack: str | None
+    test_clean_accuracy: Score | None
+    test_robust_accuracy: Score | None
+    test_attack: str | None
+    selected: bool
+    """Held-out numbers of the best epoch (True) or of the latest (False)."""
+    epochs: int | None
+    seconds: float | None
+    stopped: str
+    status: str
+    baseline: str | None
+    method: str | None
+    """Of a campaign."""
+    params: dict[str, str]
+    """Those that differ between the runs of the table."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the order asked for, and what a reader must know about the numbers."""
+
+    rows: list[Row]
+    params: list[str] = field(default_factory=lambda: list[str]())
+    """Keys that differ between the runs, in order."""
+    notes: list[str] = field(default_factory=lambda: list[str]())
+
+
+def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -> Comparison:
+    """The trials and trainings among ``runs`` as rows; searches and campaigns have no numbers.
+
+    The highest accuracy comes first, otherwise the lowest value or the first name; what was not
+    measured comes last. Robust accuracies of different attacks are never ranked against each other.
+    Raises `ConfigError` for a ``sort`` that there is not.
+    """
+    if sort not in get_args(Sort):
+        raise ConfigError("sort", sort, f"one of {', '.join(get_args(Sort))}")
+    shown_runs = [run for run in runs if run.kind not in ("search", "campaign")]
+    params = _varied(shown_runs)
+    holdout_attacks = _by_frequency(run.robust("holdout") for run in shown_runs)
+    test_attacks = _by_frequency(run.robust("test") for run in shown_runs)
+    rows = [_row(run, params, holdout_attacks, test_attacks) for run in shown_runs]
+    rows.sort(key=_sort_key(sort, holdout_attacks))
+
+    notes: list[str] = []
+    if any(row.selected for row in rows):
+        notes.append(_BIASED)
+    if any(not row.selected and row.clean_accuracy for row in rows):
+        notes.append(_UNFINISHED)
+    if len({row.attack for row in rows if row.attack}) > 1:
+        notes.append(_ATTACKS_DIFFER)
+    return Comparison(rows, params, notes)
+
+
+def _varied(runs: Sequence[RunRecord]) -> list[str]:
+    """Settings that differ, without a run's name, place and workers.
+
+    Nor with its ladder, a long list: what each number was measured with has a column.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.params)
+    return [
+        key
+        for key in keys
+        if key.partition(".")[0] not in NOT_SCIENTIFIC
+        and key != "evaluation.rungs"
+        and len({run.params.get(key) for run in runs}) > 1
+    ]
+
+
+def _by_frequency(measured: Iterable[dict[str, Score]]) -> list[str]:
+    """Attacks, the one that most runs share first."""
+    counts = Counter(attack for scores in measured for attack in scores)
+    return [attack for attack, _ in counts.most_common()]
+
+
+def _row(
+    run: RunRecord, params: list[str], holdout_attacks: list[str], test_attacks: list[str]
+) -> Row:
+    holdout, test = run.robust("holdout"), run.robust("test")
+    attack = next((name for name in holdout_attacks if name in holdout), None)
+    test_attack = next((name for name in test_attacks if name in test), None)
+    return Row(
+        name=run.name,
+        run_id=run.run_id,
+        kind=run.kind,
+        search=run.search,
+        clean_accuracy=run.clean("holdout"),
+        robust_accuracy=holdout[attack] if attack else None,
+        attack=attack,
+        test_clean_accuracy=run.clean("test"),
+        test_robust_accuracy=test[test_attack] if test_attack else None,
+        test_attack=test_attack,
+        selected=run.selected,
+        epochs=run.epochs,
+        seconds=run.seconds,
+        stopped=run.stop_reason,
+        status=run.status,
+        baseline=run.tags.get("morel.baseline"),
+        method=run.tags.get("morel.method"),
+        params={key: run.params[key] for key in params if key in run.params},
+    )
+
+
+def _sort_key(sort: str, attacks: list[str]) -> Callable[[Row], tuple[Any, ...]]:
+    def key(row: Row) -> tuple[Any, ...]:
+        if sort == "name":
+            return (row.name,)
+        value = getattr(row, sort)
+        if value is None:
+            return (len(attacks), math.inf, row.name)
+        if sort == "robust_accuracy":
+            return (attacks.index(row.attack or ""), -value.value, row.name)
+        number = -value.value if isinstance(value, Score) else value
+        return (0, number, row.name)
+
+    return key
