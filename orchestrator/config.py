@@ -147,8 +147,22 @@ def absolute_storage(path: str) -> str:
     """``path`` made absolute; a relative one is refused in a Ray job, whose folder is a cache."""
     if path.startswith("file://"):
         path = unquote(urlsplit(path).path)
+    if "://" in path:
+        _check_uri(path)
+        return path.rstrip("/")
     check_absolute("storage_path", path)
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    return str(Path(path).expanduser().absolute())
+
+
+def _check_uri(path: str) -> None:
+    """A folder's name is put behind it: there is no place for a store's options."""
+    check(
+        re.fullmatch(r"[a-z0-9]+://[\w.-]+(/[\w.=+-]+)*/?", path) is not None,
+        "storage_path",
+        path,
+        "scheme://bucket/folder and nothing else: a store's options come from the environment "
+        "(AWS_ENDPOINT_URL, AWS_REGION)",
+    )
 
 
 def tracking_uri(config: RunConfig, environment: Mapping[str, str] = os.environ) -> str:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
+import socket
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from morel_core.errors import MorelError
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+STORES = {"s3": "?allow_delayed_open=true", "gs": "?retry_limit_seconds=30"}
+"""Schemes of object stores, with pyarrow's options: by default it writes an S3 object in three
+requests, one after the other, and tries for a quarter of an hour to reach Google's storage."""
+REASON_CHARS = 200
 PRIVATE = 0o700  # Tune's pickled state lies here: nobody else may write it
 
 
@@ -26,9 +36,13 @@ def uri(storage_path: str, inside: str) -> str:
 
 
 def check_writable(path: str) -> None:
-    """Raise `MorelError` unless ``path`` can be written; a local folder is made."""
+    """Raise `MorelError` unless ``path`` can be written; a local folder is made.
+
+    An object store is really written to, and has some seconds to answer.
+    """
     if is_remote(path):
-        return  # Ray checks a remote path with a marker file before a run starts
+        _check_remote(path)
+        return
     try:
         Path(path).mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path):
@@ -43,7 +57,7 @@ def check_writable(path: str) -> None:
 def write(path: str, content: bytes) -> None:
     """Write a file, and the folders above it; it is there whole or not at all."""
     if is_remote(path):  # an object appears when its stream is closed
-        system, inside = _open(path)
+        system, inside = open_filesystem(path)
         with system.open_output_stream(inside) as stream:
             stream.write(content)
         return
@@ -59,7 +73,7 @@ def write(path: str, content: bytes) -> None:
 
 def read_text(path: str) -> str | None:
     """The text of a file, or None if there is none."""
-    system, inside = _open(path)
+    system, inside = open_filesystem(path)
     try:
         with system.open_input_stream(inside) as stream:
             return stream.read().decode()
@@ -71,21 +85,21 @@ def names(folder: str) -> list[str]:
     """Names of the files and folders in ``folder``, sorted; none where there is no such folder."""
     from pyarrow.fs import FileSelector
 
-    system, inside = _open(folder)
+    system, inside = open_filesystem(folder)
     found = system.get_file_info(FileSelector(inside, allow_not_found=True))
     return sorted(info.base_name for info in found)
 
 
 def delete(path: str) -> None:
     """Delete a file, if it is there."""
-    system, inside = _open(path)
+    system, inside = open_filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         system.delete_file(inside)
 
 
 def remove(folder: str) -> None:
     """Remove a folder and what is in it; one that is not there, or cannot be removed, is let be."""
-    system, inside = _open(folder)
+    system, inside = open_filesystem(folder)
     with contextlib.suppress(OSError):
         system.delete_dir(inside)
 
@@ -101,7 +115,69 @@ def local_copy(location: str) -> Path:
     return folder
 
 
-def _open(path: str) -> tuple[Any, str]:
+def open_filesystem(path: str) -> tuple[FileSystem, str]:
+    """pyarrow's filesystem for a local path or a URI, and where ``path`` lies in it.
+
+    Raises OSError or ValueError where there is no such filesystem.
+    """
     from pyarrow.fs import FileSystem
 
-    return FileSystem.from_uri(path if is_remote(path) else Path(path).absolute().as_uri())
+    scheme, _, inside = path.partition("://")
+    if scheme in STORES:
+        bucket = inside.partition("/")[0]
+        return _store(f"{scheme}://{bucket}{STORES[scheme]}"), inside.rstrip("/")
+    return FileSystem.from_uri(path if inside else Path(path).absolute().as_uri())
+
+
+@functools.cache  # a client keeps connections, and may have asked for its bucket's region
+def _store(bucket: str) -> FileSystem:
+    from pyarrow.fs import FileSystem
+
+    return FileSystem.from_uri(bucket)[0]
+
+
+def forget_stores() -> None:
+    """Read the environment anew when a store is next used."""
+    _store.cache_clear()
+
+
+# --- what is wrong with a store -------------------------------------------------------------------
+
+
+def _check_remote(path: str) -> None:
+    place = f"{path}/.writable-{socket.gethostname()}-{os.getpid()}"
+    try:
+        write(place, b"morel")
+    except (OSError, ValueError) as error:
+        said = str(error)
+        raise MorelError(
+            f"storage_path = {path!r}: cannot be written ({_reason(said)}): {_advice(said, path)}"
+        ) from None
+    with contextlib.suppress(OSError):  # whoever may write need not be allowed to delete
+        delete(place)
+
+
+def _reason(said: str) -> str:
+    """The end of what pyarrow says: before it stands the request, with keys that are ours."""
+    found = re.search(r"AWS Error (\w+) during", said)
+    text = said.rpartition("; Details: ")[2] or said
+    text = re.sub(r".*?operation: ", "", text, flags=re.DOTALL)
+    text = (re.sub(r" \(Request ID:.*?\)", "", text).splitlines() or [""])[0].strip(" .")
+    return f"{found[1]}: {text}" if found else text[:REASON_CHARS]
+
+
+def _advice(said: str, path: str) -> str:
+    if path.startswith("gs://"):
+        return "GOOGLE_APPLICATION_CREDENTIALS must name the key of somebody who may write there"
+    if not path.startswith("s3://"):
+        return "write s3://bucket/folder, gs://bucket/folder or a local folder"
+    if "NO_SUCH_BUCKET" in said:
+        return "make this bucket first, or name another one with storage_path=s3://…"
+    if "NETWORK_CONNECTION" in said:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        where = f"it is {endpoint}" if endpoint else "it is not set, which means Amazon's S3"
+        return f"AWS_ENDPOINT_URL must be the http(s):// address of an S3 API; {where}"
+    return (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role, must be of somebody "
+        "who may write there"
+    )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -19,15 +20,24 @@ def free_port() -> int:
 
 
 def start_mlflow(
-    folder: Path, port: int, *, database: str = "server.db"
+    folder: Path,
+    port: int,
+    *,
+    database: str | None = None,
+    artifacts: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """The server at ``http://127.0.0.1:port``, once it answers; all it has lies in ``folder``."""
+    """The server at ``http://127.0.0.1:port``, once it answers.
+
+    Unless told otherwise by URIs, all it has lies in ``folder``. ``environment`` is added to ours.
+    """
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"),
-        *("--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/server.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--port", str(port), "--backend-store-uri", database or f"sqlite:///{folder}/server.db"),
+        *("--artifacts-destination", artifacts or str(folder / "artifacts")),
     ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **(environment or {})}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder

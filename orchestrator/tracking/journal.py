@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from morel_core.errors import MorelError
+from orchestrator.storage import open_filesystem
 from orchestrator.tracking.events import Event, Kind, check_run_id
 
 if TYPE_CHECKING:
@@ -225,9 +226,6 @@ class _ObjectStore:
 
     def _open(self) -> tuple[FileSystem, str]:
         if self._opened is None:
-            from pyarrow.fs import FileSystem
-
-            root = self._root if "://" in self._root else Path(self._root).absolute().as_uri()
-            filesystem, path = FileSystem.from_uri(root)
+            filesystem, path = open_filesystem(self._root)
             self._opened = filesystem, f"{path.rstrip('/')}/events"
         return self._opened
