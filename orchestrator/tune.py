@@ -229,12 +229,13 @@ def _fit(
     from orchestrator.search.schedulers import make_scheduler
     from orchestrator.search.searcher import SpaceSearcher
 
-    base, alone = search.base, search.resources.workers == 1
+    base = search.base
     path = f"{base.storage_path}/{base.name}"
     saved = saved_trials(path)
     watch.book.remember(saved)
     watch.there, watch.concurrent = there, concurrency(search, *there)
     in_step = search.scheduler.name == "pbt"
+    reused = not in_step or search.resources.workers == 1
     source = TrialSource(
         SpaceSearcher(search, known, again=watch.book.unsaved(len(saved))),
         # pbt sees to it itself: paused trials would count as running.
@@ -257,12 +258,12 @@ def _fit(
             num_samples=search.total_trials,
             stop=Limit(path),
             callbacks=[Follow(path)],
-            reuse_actors=alone,
+            reuse_actors=reused,
             trial_dirname_creator=trial_folder,
             checkpoint_config=ray_tune.CheckpointConfig(
                 # A donor's is read when its turn comes: pbt removes what nobody needs.
                 num_to_keep=None if in_step else 2,
-                checkpoint_at_end=alone,
+                checkpoint_at_end=reused,
             ),
             max_failures=1,
             raise_on_failed_trial=False,
@@ -284,6 +285,7 @@ def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) ->
     from ray import tune as ray_tune
 
     from orchestrator import worker
+    from orchestrator.search.multi_worker_trial import MultiWorkerTrial
     from orchestrator.search.population_trial import population_trial
 
     training, evaluation = search.base.training, search.base.evaluation
@@ -297,7 +299,7 @@ def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) ->
         if search.scheduler.name == "pbt":
             trainable = ray_tune.with_parameters(population_trial, **given)
         else:
-            trainable = ray_tune.with_parameters(worker.multi_worker_trial, twins=twins, **given)
+            trainable = ray_tune.with_parameters(MultiWorkerTrial, twins=twins, **given)
         # The workers ask for theirs themselves: this is the driver function's alone.
         driver = ray_tune.PlacementGroupFactory([driver_resources()])
         return ray_tune.with_resources(trainable, driver)

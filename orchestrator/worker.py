@@ -12,17 +12,14 @@ from typing import Any
 import torch
 from pyarrow.fs import FileSelector, FileType
 from ray import train, tune
-from ray.train.torch import TorchTrainer
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core import MorelError, Trainer
 from morel_core.checkpoint import verify
 from morel_core.data import Dataset
 from morel_core.micro_batches import has_batchnorm
-from orchestrator.cluster import address_passed_on
-from orchestrator.config import RunConfig, build, to_dict, with_overrides
-from orchestrator.failures import FAILED, failure_reason, repeats
+from orchestrator.config import RunConfig, build, with_overrides
+from orchestrator.failures import FAILED, failure_reason
 from orchestrator.retries import CHANGES
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
@@ -267,43 +264,6 @@ def newest_left(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
                 continue
         return candidate
     return checkpoint
-
-
-def multi_worker_trial(
-    config: dict[str, Any],
-    base: dict[str, Any],
-    milestones: list[int],
-    staged: Staged,
-    twins: Twins | None = None,
-) -> None:
-    """A trial of several workers: Ray Train inside a Tune function."""
-    try:
-        run = run_of(config_from(base), config)
-        twin = whole(twins.find(run)) if twins is not None else None
-        how = {"milestones": milestones, "staged": staged, "twin": twin}
-        with address_passed_on():
-            _workers(run, how).fit()
-    except Exception as error:
-        if not repeats(failure_reason(error)):
-            raise
-        tune.report(failed(error))
-
-
-def _workers(run: RunConfig, how: dict[str, Any]) -> TorchTrainer:
-    """Ray Train for the workers of a trial; ``how`` is the rest of their `train_loop`'s config."""
-    trial = tune.get_context().get_trial_id()
-    return TorchTrainer(
-        train_loop,
-        train_loop_config={"config": to_dict(run), **how},
-        scaling_config=scaling_config(run),
-        run_config=train.RunConfig(
-            name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints
-            storage_path=f"{run.storage_path}/{run.name}",
-            callbacks=[TuneReportCallback()],
-            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
-            failure_config=train.FailureConfig(controller_failure_limit=3),
-        ),
-    )
 
 
 def scaling_config(config: RunConfig) -> train.ScalingConfig:

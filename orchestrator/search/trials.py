@@ -371,9 +371,9 @@ class TrialBook:
 
     def _locate(self, trial: Trial, tune_trial: Any) -> None:
         """Where its newest checkpoint lies, if it has one."""
-        checkpoint = tune_trial.checkpoint
-        inner = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
-        path = inner or (checkpoint.path if checkpoint is not None else None)
+        path = trial.last.get("checkpoint_path")  # of Ray Train inside the trial
+        if self.search.resources.workers == 1 and tune_trial.checkpoint is not None:
+            path = tune_trial.checkpoint.path
         # One stopped while its twin's epochs were told again has a network that knows later ones.
         if path and trial.last.get(TRAINED, 0) <= trial.epoch:
             trial.checkpoint = storage.uri(self.search.base.storage_path, str(path))

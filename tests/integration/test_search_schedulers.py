@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlflow.artifacts import load_text
 from test_search_run import SMALL, search, space
 
 from morel_core.checkpoint import load_network, load_progress
+from orchestrator.search import control
 from orchestrator.search.population import Population
 from orchestrator.search.trials import Trial
 from orchestrator.tune import SearchResult, tune
@@ -169,3 +171,32 @@ def test_after_an_exchange_a_network_of_two_workers_is_its_donors(
     assert exchange.places[2].donor == 1
     pointer = json.loads(Path(exchange.places[1].checkpoint, "pointer.json").read_text())
     check_exploited(result, shared_storage, nil, paper, pointer["checkpoint"])
+
+
+# --- trials of several workers ---------------------------------------------------------------
+
+
+def test_a_stopped_trial_of_two_workers_leaves_its_driver_and_cpus_to_the_next(
+    local_ray: Any, shared_storage: Path, tmp_path: Path
+) -> None:
+    """On two CPUs the second trial can only begin once the workers of the first are gone."""
+    file = space(
+        tmp_path,
+        "pairs",
+        overrides=SMALL | {"training.epochs": 40},
+        num_trials=2,
+        resources={"workers": 2},
+    )
+    control.ask_stop(f"{shared_storage}/pairs", 1)
+    first, second = tune(search(shared_storage, file, "pairs")).trials
+    assert first.reason == f"stopped by morel stop at epoch {first.epoch}"
+    assert first.epoch < 40
+    assert (second.state, second.epoch) == ("finished", 40)
+    assert first.last["pid"] == second.last["pid"]
+    assert load_progress(Path(second.checkpoint or ""))["epoch"] == 40
+    run = recorded.one(shared_storage, second.run_id)
+    assert recorded.steps(shared_storage, run, "loss.total") == list(range(1, 41))
+    deadline = time.time() + 10
+    while local_ray.available_resources().get("CPU") != 2 and time.time() < deadline:
+        time.sleep(0.1)
+    assert local_ray.available_resources()["CPU"] == 2
