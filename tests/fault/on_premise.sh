@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# `ray up`, a search as a job, `ray down`, on two nodes of this machine behind a real sshd.
+#
+# Run by test_on_premise.py in namespaces of its own: network (loopback alone, all ports free),
+# mounts (Ray's folder, the home folder) and processes, which all end with it. Each node has its
+# own of the latter two: `ray stop` ends every Ray that it sees, as on a real machine.
+set -euo pipefail
+folder=$1 bin=$2 repository=$3
+said() { echo "== $* after $SECONDS s"; }
+
+ip link set lo up
+ip route add default dev lo  # Ray asks the kernel which address packets would leave from
+mkdir -p /tmp/ray /run/sshd "$folder"/home/.ray "$folder"/home/morel/.venv "$folder"/runs
+mount -t tmpfs none /tmp/ray
+sed "s#^root:.*#root:x:0:0:root:$folder/home:/bin/bash#" /etc/passwd > "$folder/passwd"
+mount --bind "$folder/passwd" /etc/passwd
+export HOME=$folder/home
+ln -s "$bin" "$HOME/morel/.venv/bin"
+
+ssh-keygen -q -t ed25519 -N "" -f "$folder/key"
+ssh-keygen -q -t ed25519 -N "" -f "$folder/host"
+cat > "$folder/sshd_config" <<END
+HostKey $folder/host
+AuthorizedKeysFile $folder/key.pub
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+PermitRootLogin prohibit-password
+PidFile none
+END
+for address in 127.0.0.1 127.0.0.2; do
+  unshare --pid --mount --fork --mount-proc --kill-child bash -c \
+    "mount -t tmpfs none /tmp/ray; exec /usr/sbin/sshd -D -f '$folder/sshd_config' \
+     -o ListenAddress=$address" &
+done
+
+export PATH=$bin:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+ray get-auth-token --generate > /dev/null
+cd "$repository"
+MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false python -m mlflow server --workers 1 --host 127.0.0.1 \
+  --port 5000 --backend-store-uri "sqlite:///$folder/server.db" \
+  --artifacts-destination "$folder/artifacts" > "$folder/server.log" 2>&1 &
+
+ray up --yes --no-config-cache "$folder/on_premise.yaml"
+said "head is up"
+export RAY_ADDRESS=127.0.0.1:6379
+until [[ "$(ray status 2>&1)" =~ /[1-9][0-9.]*\ CPU ]]; do sleep 2; done
+said "worker has joined"
+ray status
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
+ray job submit --working-dir . -- python -m orchestrator tune smoke name=hill \
+  storage_path="$folder/runs" tracking.uri=http://127.0.0.1:5000 overrides.model.width=4 \
+  overrides.training.epochs=2
+said "search is done"
+python -m orchestrator status hill storage_path="$folder/runs" --json > "$folder/status.json"
+ray down --yes "$folder/on_premise.yaml"
+said "cluster is down"
+pgrep -c gcs_server && exit 4
+exit 0
