@@ -100,13 +100,30 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     evaluate_options(add(commands, "evaluate", given, "measure the robust accuracy of a network"))
 
     compare = add(commands, "compare", given, "table of recorded runs, from MLflow")
-    compare.add_argument("experiment", nargs="?", help="MLflow experiment; default: morel")
-    compare.add_argument("--search", help="only the trials of this search or campaign")
+    compare.add_argument(
+        "experiments", nargs="*", metavar="experiment", help="MLflow experiments; default: morel"
+    )
+    compare.add_argument(
+        "--search", nargs="+", metavar="NAME", help="only the trials of these searches or campaigns"
+    )
+    compare.add_argument(
+        "--where", action="append", default=[], metavar="CONDITION",
+        help="only runs that meet it, as in 'clean_accuracy >= 0.8' or 'method = mart'; may be "
+        "given several times",
+    )  # fmt: skip
     compare.add_argument(
         "--sort", default="robust_accuracy",
         help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
     )  # fmt: skip
-    compare.add_argument("--format", choices=["table", "markdown", "csv"], default="table")
+    compare.add_argument(
+        "--group-by", nargs="+", metavar="SETTING",
+        help="one line for runs that agree in these settings (or method, baseline, search): mean "
+        "± deviation and interval over their seeds",
+    )  # fmt: skip
+    compare.add_argument(
+        "--baseline", metavar="GROUP", help="test every group against this one, by pairs of seeds"
+    )
+    compare.add_argument("--format", choices=["table", "markdown", "latex", "csv"], default="table")
 
     export = add(commands, "export", given, "the plain network as files, measured anew")
     export.add_argument("run", help="run name or id (of a search: its winner), checkpoint folder")

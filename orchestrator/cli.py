@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from morel_core.errors import MorelError
+from morel_core.errors import ConfigError, MorelError
 from orchestrator.arguments import Command, parser, split_command, split_overrides
 from orchestrator.masking import masked
 
@@ -373,17 +373,26 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     _, results = consoles(arguments)
     config = settings(overrides)
-    experiment = arguments.experiment or config.tracking.experiment
-    runs = compare.load_runs(tracking_uri(config), experiment, arguments.search)
-    table = compare.comparison_table(runs, arguments.sort)
-    if arguments.json:
-        print(compare.to_json(table))
-    elif arguments.format == "csv":
-        sys.stdout.write(compare.to_csv(table))
-    elif arguments.format == "markdown":
-        sys.stdout.write(compare.to_markdown(table))
+    experiments = arguments.experiments or [config.tracking.experiment]
+    runs = [
+        run
+        for experiment in experiments
+        for search in arguments.search or [None]
+        for run in compare.load_runs(tracking_uri(config), experiment, search)
+    ]
+    runs = compare.pick(runs, arguments.where)
+    title, form = ", ".join(experiments), "json" if arguments.json else arguments.format
+    if arguments.group_by:
+        grouped = compare.group_runs(runs, arguments.group_by, arguments.baseline)
+        text = compare.groups_as_text(grouped, form)
+        table = compare.groups_to_rich(grouped, title=title) if text is None else None
+    elif arguments.baseline:
+        raise ConfigError("--baseline", arguments.baseline, "a group, so only with --group-by")
     else:
-        results.print(compare.render_rich(table, title=experiment))
+        compared = compare.comparison_table(runs, arguments.sort)
+        text = compare.as_text(compared, form)
+        table = compare.render_rich(compared, title=title) if text is None else None
+    results.print(table) if text is None else print(text.rstrip("\n"))
     return 0
 
 

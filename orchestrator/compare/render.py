@@ -16,6 +16,11 @@ from orchestrator.compare.table import Comparison, Row
 if TYPE_CHECKING:
     from rich.table import Table
 
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+    "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "–": "--",
+}  # fmt: skip
 _LONG_NUMBER = re.compile(r"\d+\.\d+(e-?\d+)?")
 
 
@@ -29,7 +34,7 @@ def _columns(table: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         return score(value, "" if row.selected else "*")
 
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("name", lambda row: row.name),
+        ("name", lambda row: f"{row.name} +" if row.on_front else row.name),
         ("clean % held-out [95 %]", lambda row: held_out(row, row.clean_accuracy)),
         ("robust % held-out [95 %]", lambda row: held_out(row, row.robust_accuracy)),
         ("attack", lambda row: row.attack or ""),
@@ -39,6 +44,11 @@ def _columns(table: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
             ("clean % test [95 %]", lambda row: score(row.test_clean_accuracy)),
             ("robust % test [95 %]", lambda row: score(row.test_robust_accuracy)),
             ("test attack", lambda row: row.test_attack or ""),
+        ]
+    if any(row.verified_accuracy for row in table.rows):
+        columns += [
+            ("verified robust % [95 %]", lambda row: score(row.verified_accuracy)),
+            ("verified with", lambda row: row.verified_attacks or ""),
         ]
     columns += [
         ("epochs", lambda row: "" if row.epochs is None else str(row.epochs)),
@@ -74,7 +84,9 @@ def render_rich(table: Comparison, title: str | None = None) -> Table:
 
     several = len({row.search for row in table.rows}) > 1
     rich_table = Table(title=title, caption_justify="left", title_justify="left")
-    for heading in ("run", "clean %", "robust % [95 %]", "epochs", "seconds"):
+    verified = any(row.verified_accuracy for row in table.rows)
+    shown = ("verified % [95 %]",) if verified else ()
+    for heading in ("run", "clean %", "robust % [95 %]", *shown, "epochs", "seconds"):
         right = heading != "run"
         rich_table.add_column(
             escape(heading), justify="right" if right else "left", no_wrap=right, overflow="fold"
@@ -85,9 +97,10 @@ def render_rich(table: Comparison, title: str | None = None) -> Table:
     for row in table.rows:
         mark = "" if row.selected else "*"
         cells = [
-            _short_name(row, with_search=several),
+            _short_name(row, with_search=several) + (" +" if row.on_front else ""),
             "" if row.clean_accuracy is None else f"{100 * row.clean_accuracy.value:.1f}{mark}",
             f"{row.robust_accuracy}{mark}" if row.robust_accuracy else "",
+            *([f"{row.verified_accuracy or ''}"] if verified else []),
             "" if row.epochs is None else str(row.epochs),
             "" if row.seconds is None else f"{row.seconds:.0f}",
             row.stopped,
@@ -138,14 +151,48 @@ def _attacks_line(table: Comparison) -> str:
 def to_markdown(table: Comparison) -> str:
     """A GitHub table, and the notes below it."""
     columns = _columns(table)
+    return markdown(
+        [heading for heading, _ in columns],
+        [[cell(row) for _, cell in columns] for row in table.rows],
+        table.notes,
+    )
+
+
+def to_latex(table: Comparison) -> str:
+    """A ``tabular`` for the package booktabs, and the notes as comments below it."""
+    columns = _columns(table)
+    return latex(
+        [heading for heading, _ in columns],
+        [[cell(row) for _, cell in columns] for row in table.rows],
+        table.notes,
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A GitHub table and its notes."""
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    lines = [line(heading for heading, _ in columns), line("---" for _ in columns)]
-    lines += [line(cell(row) for _, cell in columns) for row in table.rows]
-    lines += ["", *(note.replace("*", "\\*") + "\n" for note in table.notes)]
+    lines = [line(head), line("---" for _ in head), *map(line, rows)]
+    lines += ["", *(note.replace("*", "\\*") + "\n" for note in notes)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A booktabs ``tabular`` and its notes, as comments; all text is escaped."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(map(_escaped, cells)) + r" \\"
+
+    body = [r"\toprule", line(head), r"\midrule", *map(line, rows), r"\bottomrule"]
+    columns = "l" * len(head)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"]
+    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def to_csv(table: Comparison) -> str:
@@ -174,3 +221,9 @@ def _flat(row: Row, params: list[str]) -> dict[str, Any]:
         elif key != "params":
             record[key] = value
     return record | {f"params.{key}": row.params.get(key) for key in params}
+
+
+def as_text(table: Comparison, form: str) -> str | None:
+    """JSON, CSV, Markdown or LaTeX; None for any other form."""
+    writers = {"json": to_json, "csv": to_csv, "markdown": to_markdown, "latex": to_latex}
+    return writers[form](table) if form in writers else None

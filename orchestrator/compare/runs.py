@@ -91,6 +91,11 @@ class RunRecord:
         """Accuracy under each attack that was measured on ``split``, by the attack's name."""
         return self._robust(self._prefix(split))
 
+    def verified(self) -> Score | None:
+        """Robust accuracy that a search verified: right under every attack of its verification."""
+        found = self._robust("verified.")
+        return found.get("worst_case") or next(iter(found.values()), None)
+
     def _prefix(self, split: Literal["holdout", "test"]) -> str:
         return "best.holdout." if split == "holdout" and self.selected else f"{split}."
 

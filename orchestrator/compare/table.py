@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from morel_core.errors import ConfigError
 from orchestrator.compare.runs import RunRecord, Score
 from orchestrator.config import NOT_SCIENTIFIC
+from orchestrator.search.pareto import front
 
 Sort = Literal["robust_accuracy", "clean_accuracy", "name", "epochs", "seconds"]
 
@@ -18,6 +19,11 @@ _BIASED = (
     "Held-out accuracies are those of each run's best epoch, chosen on the same images: they are "
     "biased upwards, the more so for the best run of a search. Test accuracies are not."
 )
+_VERIFIED = (
+    "Verified accuracies are those of the search's best trials under stronger attacks, again on "
+    "held-out images."
+)
+_FRONT = "+ on the Pareto front of clean and robust accuracy among these runs."
 _UNFINISHED = "* latest epoch of a run that has recorded no best epoch."
 _ATTACKS_DIFFER = (
     "The runs were measured with different attacks: robust accuracies compare only within one "
@@ -39,6 +45,12 @@ class Row:
     test_clean_accuracy: Score | None
     test_robust_accuracy: Score | None
     test_attack: str | None
+    verified_accuracy: Score | None
+    """Robust accuracy under all attacks of a search's verification, on held-out images."""
+    verified_attacks: str | None
+    on_front: bool
+    """No other row of its attack is better in one of clean and robust held-out accuracy, and as
+    good in the other."""
     selected: bool
     """Held-out numbers of the best epoch (True) or of the latest (False)."""
     epochs: int | None
@@ -76,11 +88,16 @@ def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -
     holdout_attacks = _by_frequency(run.robust("holdout") for run in shown_runs)
     test_attacks = _by_frequency(run.robust("test") for run in shown_runs)
     rows = [_row(run, params, holdout_attacks, test_attacks) for run in shown_runs]
+    rows = _with_front(rows, holdout_attacks[0] if holdout_attacks else "")
     rows.sort(key=_sort_key(sort, holdout_attacks))
 
     notes: list[str] = []
     if any(row.selected for row in rows):
         notes.append(_BIASED)
+    if any(row.verified_accuracy for row in rows):
+        notes.append(_VERIFIED)
+    if any(row.on_front for row in rows):
+        notes.append(_FRONT)
     if any(not row.selected and row.clean_accuracy for row in rows):
         notes.append(_UNFINISHED)
     if len({row.attack for row in rows if row.attack}) > 1:
@@ -101,6 +118,19 @@ def _varied(runs: Sequence[RunRecord]) -> list[str]:
         and key != "evaluation.rungs"
         and len({run.params.get(key) for run in runs}) > 1
     ]
+
+
+def _with_front(rows: list[Row], attack: str) -> list[Row]:
+    """The rows, those on the front marked; a single one is no front."""
+    could = [
+        (i, (row.clean_accuracy.value, row.robust_accuracy.value))
+        for i, row in enumerate(rows)
+        if row.attack == attack and row.clean_accuracy and row.robust_accuracy
+    ]
+    if len(could) < 2:
+        return rows
+    members = {could[place][0] for place in front([point for _, point in could])}
+    return [replace(row, on_front=i in members) for i, row in enumerate(rows)]
 
 
 def _by_frequency(measured: Iterable[dict[str, Score]]) -> list[str]:
@@ -126,6 +156,9 @@ def _row(
         test_clean_accuracy=run.clean("test"),
         test_robust_accuracy=test[test_attack] if test_attack else None,
         test_attack=test_attack,
+        verified_accuracy=run.verified(),
+        verified_attacks=run.tags.get("morel.verified.attacks"),
+        on_front=False,
         selected=run.selected,
         epochs=run.epochs,
         seconds=run.seconds,

@@ -153,7 +153,7 @@ def test_markdown_is_one_line_a_row(runs):
     lines = to_markdown(comparison_table(runs)).splitlines()
     assert lines[0].startswith("| name | clean % held-out [95 %] | robust % held-out [95 %] |")
     assert len([line for line in lines if line.startswith("|")]) == 2 + 4
-    assert lines[2].startswith("| strong | 80.0 [75.0, 85.0] | 50.0 [45.0, 55.0] |")
+    assert lines[2].startswith("| strong + | 80.0 [75.0, 85.0] | 50.0 [45.0, 55.0] |")
 
 
 def test_sampled_parameters_are_shortened_for_reading_only(runs):
