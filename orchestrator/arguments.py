@@ -95,6 +95,14 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
         "which goes on with its command",
     )  # fmt: skip
 
+    sync = add(commands, "sync", given, "deliver to MLflow what waits in the journals of runs")
+    sync.add_argument(
+        "targets", nargs="*", metavar="RUN",
+        help="names of runs in storage_path, or their folders (STORAGE/RUN); default: all there. "
+        "tracking.uri=… says where to, if not where a run was begun. Doubles nothing",
+    )  # fmt: skip
+    sync.add_argument("--dry-run", action="store_true", help="only count what is pending")
+
     submit_options(add(commands, "submit", given, "run any command as a job on a Ray cluster"))
 
     evaluate_options(add(commands, "evaluate", given, "measure the robust accuracy of a network"))

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         "top": top_command,
         "logs": logs_command,
         "stop": stop_command,
+        "sync": sync_command,
         "submit": submit_command,
         "evaluate": evaluate_command,
         "compare": compare_command,
@@ -303,6 +304,20 @@ def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     asked = stop(arguments.name, arguments.trials, settings(overrides))
     print(json.dumps({"asked": asked}) if arguments.json else "\n".join(asked))
+    return 0
+
+
+def sync_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel sync``."""
+    from orchestrator.config import parse_overrides
+    from orchestrator.sync import sync
+
+    config, given = settings(overrides), parse_overrides(overrides)
+    done = sync(arguments.targets, config, given, dry_run=arguments.dry_run)
+    if arguments.json:
+        print(json.dumps([vars(item) for item in done]))
+    else:
+        print("\n".join(str(item) for item in done) or f"no journals in {config.storage_path}")
     return 0
 
 

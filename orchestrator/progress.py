@@ -313,7 +313,8 @@ def print_where(console: Console, config: RunConfig, recorded: bool) -> None:
     if not recorded:
         console.print(
             f"MLflow at {tracking_uri(config)} lacks some events: they wait in "
-            f"{config.storage_path}/{config.name}/journal and the next run of this name sends them",
+            f"{config.storage_path}/{config.name}/journal; morel sync {config.name} "
+            f"storage_path={config.storage_path} sends them",
             markup=False,
             soft_wrap=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import platform
 import time
@@ -12,14 +13,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
-from orchestrator.masking import masked_address
+from orchestrator.masking import masked, masked_address
 from orchestrator.revision import revision
 from orchestrator.tracking import (
     DatasetPayload,
     Journal,
+    LateTracker,
     MlflowTracker,
     ModelPayload,
     Recorder,
@@ -28,6 +31,8 @@ from orchestrator.tracking import (
 if TYPE_CHECKING:
     from morel_core.data import Dataset
     from morel_core.ladder import Ladder
+
+_logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "omegaconf", "optuna", "numpy")
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
@@ -168,10 +173,25 @@ def new_name(stem: str) -> str:
 
 
 def open_recorder(config: RunConfig) -> Recorder:
-    """The journal of ``config.name`` and its writer to MLflow; `MorelError` if unreachable."""
+    """The journal of ``config.name`` and its writer to MLflow.
+
+    Raises:
+        MorelError: the run begins, and MLflow is out of reach. One that goes on does not wait for
+            it: its journal keeps what is to be recorded.
+    """
     storage.check_writable(config.storage_path)
-    tracker = MlflowTracker.connect(tracking_uri(config), config.tracking.experiment)
-    return Recorder(Journal(f"{config.storage_path}/{config.name}/journal"), tracker)
+    journal = Journal(f"{config.storage_path}/{config.name}/journal")
+
+    def connect() -> MlflowTracker:
+        return MlflowTracker.connect(tracking_uri(config), config.tracking.experiment)
+
+    try:
+        return Recorder(journal, connect())
+    except MorelError as error:
+        if next(journal.events(), None) is None:
+            raise
+        _logger.warning("recording is delayed: %s", masked(str(error)))
+        return Recorder(journal, LateTracker(connect))
 
 
 @contextmanager

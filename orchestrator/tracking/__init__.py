@@ -10,6 +10,7 @@ from orchestrator.tracking.events import (
     StartPayload,
 )
 from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.late import LateTracker
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from orchestrator.tracking.parameters import all_params, own_params
 from orchestrator.tracking.recorder import Recorder, Rejection, Replay, replay
@@ -21,6 +22,7 @@ __all__ = [
     "Event",
     "FinalPayload",
     "Journal",
+    "LateTracker",
     "MemoryTracker",
     "MlflowTracker",
     "ModelPayload",

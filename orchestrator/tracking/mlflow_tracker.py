@@ -134,6 +134,15 @@ class MlflowTracker:
         recorded = self._runs.get(run_id)
         return recorded.mlflow_id if recorded else None
 
+    def cursor(self, first: Event) -> int:
+        """Sequence number of the last event applied to the run that began with ``first``.
+
+        -1: none was. Raises ConnectionError while MLflow is out of reach.
+        """
+        with _verdicts():
+            run = self._find(first.run_id, repr(first.time) if first.kind == "start" else None)
+        return int(run.data.tags.get(SEQ, -1)) if run else -1
+
     # Finding runs
 
     def _recorded(self, event: Event) -> _Recorded:
