@@ -90,9 +90,8 @@ class Head:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         # Workers and drivers are in sessions of their own.
-        marked = str(self.folder)
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and (left := _marked(marked)):
+        while time.monotonic() < deadline and (left := self.processes()):
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -100,17 +99,16 @@ class Head:
         self.process.wait(timeout=30)
         self.process = None
 
+    def processes(self) -> list[psutil.Process]:
+        """All that belong to it, by what is in their environment alone."""
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if f"{self.folder}/site" in process.environ().get("PYTHONPATH", ""):
+                    found.append(process)
+        return found
+
     def remove(self) -> None:
         """Kill it and remove its files."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _marked(marked: str) -> list[psutil.Process]:
-    """Processes of a head: their environment names its folder, and they are Ray's."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("PYTHONPATH", "").find(f"{marked}/site") >= 0:
-                found.append(process)
-    return found

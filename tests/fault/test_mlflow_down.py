@@ -30,11 +30,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OUTAGE_S = 6.0
 """Of each of the two; ``MOREL_TEST_OUTAGE_S=60`` is the minute of docs/reliability.md."""
-EPOCHS = 60
+EPOCHS = 120
 SECRET = "planted-password"
 TINY = [
-    *("model.width=4", "data.train_size=320", "data.holdout=60", "data.test_size=60"),
-    *("attack.num_steps=2", "evaluation.attack.num_steps=3", "checkpoint.every_seconds=1000"),
+    *("model.width=4", "data.train_size=640", "data.holdout=60", "data.test_size=60"),
+    *("attack.num_steps=4", "evaluation.attack.num_steps=3", "checkpoint.every_seconds=1000"),
 ]
 
 
@@ -91,17 +91,22 @@ def command(storage: Path, name: str, num_epochs: int, uri: str) -> list[str]:
     ]
 
 
-def sync(storage: Path, *arguments: str) -> Any:
-    done = subprocess.run(
+def sync(storage: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [
             *(sys.executable, "-m", "orchestrator", "sync", *arguments, "--json"),
             f"storage_path={storage}",
         ],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    return json.loads(done.stdout)[0] if done.returncode == 0 else done.stderr
+
+
+def printed(syncing: subprocess.Popen[str]) -> Any:
+    """The first entry of what `morel sync` printed, or its error."""
+    out, err = syncing.communicate(timeout=120)
+    return json.loads(out)[0] if syncing.returncode == 0 else err
 
 
 def connected(port: int) -> set[int]:
@@ -153,7 +158,6 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
         kill_group(servers["gone"])
         wait(lambda: epochs(storage, "back") >= 3)
         clients = connected(ports["back"])
-        synced = [sync(storage, "back")]
 
         began = time.time()
         os.killpg(servers["back"].pid, signal.SIGSTOP)
@@ -163,16 +167,19 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
 
         began = time.time()
         kill_group(servers["back"])
+        busy = sync(storage, "back")
         time.sleep(outage_s)
         servers["back"] = start_mlflow(places["back"], ports["back"])
         back_from("dead", began)
+        synced = [printed(busy)]
 
         ended = {}
         for name, run in runs.items():
             _, errors = run.communicate(timeout=300)
             ended[name] = (run.returncode, errors)
-        synced.append(sync(storage, "gone", "--dry-run", f"tracking.uri={uris['back']}"))
-        synced += [sync(storage, "gone", f"tracking.uri={uris['back']}") for _ in range(2)]
+        for options in (["--dry-run"], [], []):
+            other = f"tracking.uri={uris['back']}"
+            synced.append(printed(sync(storage, "gone", *options, other)))
         yield Outages(
             storage,
             uris["back"],
