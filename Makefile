@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types contracts unit long install clean
+.PHONY: demo test lint types contracts unit long audit install clean
 
 # A search over MOREL's loss weights, temperature and attack on scikit-learn's digits.
 demo: $(STAMP)
@@ -37,5 +37,17 @@ unit: $(STAMP)
 long: $(STAMP)
 	$(BIN)/pytest -m long
 
+# A report that fails nothing: what is installed (CycloneDX), and what is known against it. The tools
+# have an environment of their own, so that they change no version here.
+AUDIT := .audit/bin
+audit: $(STAMP)
+	mkdir -p build/audit
+	-test -x $(AUDIT)/pip-audit || ($(PYTHON) -m venv .audit && timeout 120 \
+	  $(AUDIT)/python -m pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom)
+	-timeout 120 $(AUDIT)/cyclonedx-py environment $(BIN)/python --of JSON -o build/audit/sbom.json
+	-timeout 120 $(AUDIT)/pip-audit --requirement constraints.txt --no-deps --disable-pip \
+	  --progress-spinner off > build/audit/vulnerabilities.txt 2>&1
+	@tail -n 3 build/audit/vulnerabilities.txt
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .audit build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

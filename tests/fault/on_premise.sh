@@ -10,12 +10,12 @@ said() { echo "== $* after $SECONDS s"; }
 
 ip link set lo up
 ip route add default dev lo  # Ray asks the kernel which address packets would leave from
-mkdir -p /tmp/ray /run/sshd "$folder"/home/.ray "$folder"/home/morel/.venv "$folder"/runs
+mkdir -p /tmp/ray /run/sshd "$folder"/home/.ray "$folder"/home/morel "$folder"/runs
 mount -t tmpfs none /tmp/ray
 sed "s#^root:.*#root:x:0:0:root:$folder/home:/bin/bash#" /etc/passwd > "$folder/passwd"
 mount --bind "$folder/passwd" /etc/passwd
 export HOME=$folder/home
-ln -s "$bin" "$HOME/morel/.venv/bin"
+ln -s "$(dirname "$bin")" "$HOME/morel/.venv"
 
 ssh-keygen -q -t ed25519 -N "" -f "$folder/key"
 ssh-keygen -q -t ed25519 -N "" -f "$folder/host"
