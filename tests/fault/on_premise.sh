@@ -55,5 +55,7 @@ said "search is done"
 python -m orchestrator status hill storage_path="$folder/runs" --json > "$folder/status.json"
 ray down --yes "$folder/on_premise.yaml"
 said "cluster is down"
-pgrep -c gcs_server && exit 4
-exit 0
+left() { ps -eo stat=,comm= | grep -v '^Z' | grep -cE 'gcs_server|raylet' || true; }
+for _ in $(seq 90); do [ "$(left)" = 0 ] && break; sleep 1; done
+said "$(left) processes of Ray are left"
+[ "$(left)" = 0 ]
