@@ -98,6 +98,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         again = take_over(trainer, twin)
     if stretch:  # what was trained before this process was lost, but not reported
         again = [metrics for metrics in trainer.history if metrics["epoch"] > stretch["after"]]
+    elif "twin" in loop_config and trainer.done and not again:
+        again = trainer.history[-1:]  # a killed driver of the search may not have heard of the end
     is_first = train.get_context().get_world_rank() == 0
     saved = time.monotonic()
     for report in up_to(stretch.get("last"), reports(trainer, again)):

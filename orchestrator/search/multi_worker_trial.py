@@ -37,23 +37,24 @@ class MultiWorkerTrial(tune.Trainable):
     while the controller of the next trial starts.
     """
 
-    def setup(
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         config: dict[str, Any],
-        base: dict[str, Any] | None = None,
-        milestones: list[int] | None = None,
-        staged: Staged | None = None,
+        base: dict[str, Any],
+        milestones: list[int],
+        staged: Staged,
         twins: Twins | None = None,
     ) -> None:
-        """Start the workers of this trial: the search's base config with the trial's overrides."""
-        if base is not None:
-            self.base = config_from(base)
-            self.how: dict[str, Any] = {"milestones": milestones or [], "staged": staged}
-            self.twins = twins
-            self.queue = Queue(actor_options={"num_cpus": 0})
-            self.number, self.errors = 0, dict[int, Exception]()
-            self.process = ExitStack()
-            self.process.enter_context(address_passed_on())
+        """Start the workers of the first trial: the search's base config with its overrides."""
+        self.base, self.twins = config_from(base), twins
+        self.how: dict[str, Any] = {"milestones": milestones, "staged": staged}
+        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.number, self.errors = 0, dict[int, Exception]()
+        self.process = ExitStack()
+        self.process.enter_context(address_passed_on())
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
         self.number += 1
         self.controller: Any = None
         self.running = True
@@ -75,7 +76,7 @@ class MultiWorkerTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial into this process."""
         self._end()
-        self.setup(new_config)
+        self._begin(new_config)  # Tune's wrapper of `setup` would bring all parameters again
         return True
 
     def step(self) -> dict[str, Any]:

@@ -58,8 +58,10 @@ def begin(monkeypatch):
         monkeypatch.setattr(multi_worker_trial, "_workers", workers)
         trial = MultiWorkerTrial.__new__(MultiWorkerTrial)
         trial._trial_info = None
-        trial.setup({"overrides": {}}, base=to_dict(RunConfig()))
+        given = {"base": to_dict(RunConfig()), "milestones": [], "staged": None}
+        trial.setup({"overrides": {}}, **given)
         trial.started = started
+        monkeypatch.setattr(trial, "setup", None)  # with its parameters it would begin anew
         return trial
 
     return begin
