@@ -151,6 +151,17 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     fork = add(commands, "fork", given, "train as a recorded run, with key=value changed")
     fork.add_argument("run", help="run name or id (of a search: its winner)")
 
+    report = add(commands, "report", given, "one HTML page about a search, to read, send or print")
+    report.add_argument("experiment", nargs="?", help="MLflow experiment; default: morel")
+    report.add_argument(
+        "--search", help="name of a search or campaign; default: the newest, else all trainings"
+    )
+    report.add_argument("--out", metavar="FILE", help="default: NAME.html in this folder")
+    report.add_argument(
+        "--no-pictures", dest="pictures", action="store_false",
+        help="leave out attacked images and the embedding, which need the network and the data",
+    )  # fmt: skip
+
     validate = add(commands, "validate", given, "check recipes and spaces, run nothing")
     validate.add_argument(
         "files", nargs="*", help="names or files; default: all that come with morel"

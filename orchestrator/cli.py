@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
         "submit": submit_command,
         "evaluate": evaluate_command,
         "compare": compare_command,
+        "report": report_command,
         "export": export_command,
         "reproduce": reproduce_command,
         "fork": fork_command,
@@ -408,6 +409,30 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
         text = compare.as_text(compared, form)
         table = compare.render_rich(compared, title=title) if text is None else None
     results.print(table) if text is None else print(text.rstrip("\n"))
+    return 0
+
+
+def report_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel report``."""
+    from orchestrator.config import tracking_uri
+    from orchestrator.report.page import write_report
+
+    _, results = consoles(arguments)
+    config = settings(overrides)
+    written = write_report(
+        tracking_uri(config),
+        arguments.experiment or config.tracking.experiment,
+        search=arguments.search,
+        out=Path(arguments.out) if arguments.out else None,
+        pictures=arguments.pictures,
+    )
+    if arguments.json:
+        print(json.dumps({**vars(written), "path": str(written.path)}))
+        return 0
+    place = f", also in MLflow on the run {written.recorded}" if written.recorded else ""
+    line = f"{written.path}: {written.size / 1e6:.2f} MB in {written.seconds:.1f} s{place}"
+    for text in (line, *written.missing):
+        results.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -9,8 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from morel_core.statistics import PairedT
+from morel_core.statistics import MeanT, PairedT
+from orchestrator.campaign.outcomes import Replicate, Tuning
 from orchestrator.campaign.report import (
+    Comparison,
     MethodRow,
     Registration,
     Report,
@@ -170,6 +172,41 @@ def to_markdown(report: Report) -> str:
 def to_json(report: Report) -> str:
     """The whole report, unrounded; accuracies in [0, 1]."""
     return json.dumps(dataclasses.asdict(report), indent=2)
+
+
+def from_json(text: str) -> Report:
+    """What `to_json` wrote; raises ValueError, KeyError or TypeError for anything else."""
+    content = json.loads(text)
+    parts: dict[str, Any] = {
+        "registration": Registration(**content["registration"]),
+        "methods": [_method(row) for row in content["methods"]],
+        "comparisons": [_comparison(pair) for pair in content["comparisons"]],
+    }
+    return Report(**{**content, **parts})
+
+
+def _method(row: dict[str, Any]) -> MethodRow:
+    tuning: dict[str, Any] | None = row["tuning"]
+    if tuning:
+        tuning |= {"cost": Cost(**tuning["cost"])}
+    cost = row["replicates_cost"]
+    means = {metric: MeanT(**mean) if mean else None for metric, mean in row["means"].items()}
+    parts: dict[str, Any] = {
+        "tuning": Tuning(**tuning) if tuning else None,
+        "replicates": [Replicate(**run) for run in row["replicates"]],
+        "replicates_cost": Cost(**cost) if cost else None,
+        "means": means,
+    }
+    return MethodRow(**{**row, **parts})
+
+
+def _comparison(pair: dict[str, Any]) -> Comparison:
+    def test(value: dict[str, Any] | None) -> PairedT | None:
+        return PairedT(**value) if value else None
+
+    others = {metric: test(value) for metric, value in pair["others"].items()}
+    parts: dict[str, Any] = {"primary": test(pair["primary"]), "others": others}
+    return Comparison(**{**pair, **parts})
 
 
 def to_csv(report: Report) -> str:

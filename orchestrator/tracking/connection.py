@@ -26,13 +26,14 @@ _LOCAL = "tracking.uri=sqlite:////absolute/path/mlflow.db"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # Set only where the user has not: by default a dead server blocks each call for four minutes,
-# results are printed to standard output, and names of experiments are sent to MLflow's makers.
+# results and progress bars are printed, and names of experiments are sent to MLflow's makers.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 

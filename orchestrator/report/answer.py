@@ -1,0 +1,237 @@
+"""What a reader came for: which configuration, how sure, at what cost, and how to get it again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.compare.runs import Score
+from orchestrator.config import NOT_SCIENTIFIC
+from orchestrator.report.charts import attacks_of
+from orchestrator.report.course_charts import total_cost
+from orchestrator.report.data import Recorded, Trial, scores, value_text
+from orchestrator.report.evaluations import rival
+
+PLACE = tuple(key for key in NOT_SCIENTIFIC if key != "scaling")
+"""Sections that say where the run was, which a reader's run is not."""
+BIASED = (
+    "Search numbers are the largest of several noisy ones, chosen on the same held-out images: "
+    "they are biased upwards."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Sentences and tables for the top of the page."""
+
+    headline: str
+    numbers: list[tuple[str, str, str]]
+    """What, accuracy with interval, measured how."""
+    settings: list[tuple[str, str]]
+    """Searched parameter, value."""
+    sure: list[str]
+    cost: list[tuple[str, str]]
+    commands: list[tuple[str, str]]
+    """What it does, command."""
+    config: str
+    """YAML."""
+    environment: list[tuple[str, str]]
+
+
+def answer(recorded: Recorded) -> Answer | None:
+    """The answer; None if no trial was measured."""
+    winner = recorded.winner
+    if winner is None:
+        return None
+    return Answer(
+        headline=_headline(recorded, winner),
+        numbers=_numbers(winner),
+        settings=[(key, value_text(value)) for key, value in winner.point.items()],
+        sure=_sure(recorded, winner),
+        cost=cost_rows(recorded),
+        commands=_commands(recorded, winner),
+        config=_yaml(recorded.config),
+        environment=_environment(winner),
+    )
+
+
+def _headline(recorded: Recorded, winner: Trial) -> str:
+    name = winner.name if winner.baseline is None else f"the baseline {winner.name}"
+    if winner.run.kind == "trial" and winner.baseline:
+        name += f" (trial {winner.number})"
+    method = winner.run.tags.get("morel.method")
+    if recorded.campaign and method and not recorded.provisional:
+        return (
+            f"The method {method} has the highest mean of the primary number; whether that is more "
+            "than chance is said below."
+        )
+    if recorded.provisional:
+        if recorded.subject is None:
+            return f"Of the trainings, {name} has the largest held-out robust accuracy."
+        return f"Nobody has won yet; the best so far is {name}."
+    if winner.verified is None:
+        value = f"{winner.robust} % under {winner.attack}"
+        return f"Use {name}: the largest search number, {value}. It was not verified."
+    beaten = ", although it shows signs of masked gradients" if winner.masking else ""
+    value = f"{winner.verified} % in the worst case of {attacks_of(winner)}"
+    return f"Use {name}: verified robust accuracy {value}{beaten}."
+
+
+def _numbers(winner: Trial) -> list[tuple[str, str, str]]:
+    run = winner.run
+    images = {split: run.metrics.get(f"{split}.images") for split in ("test", "verified")}
+    rows: list[tuple[str, Score | None, str]] = []
+
+    def on(split: str, words: str) -> str:
+        count = images[split]
+        return f"{count:.0f} {words}" if count else words
+
+    tests = scores(run, "test.robust.")
+    quoted_ones = {winner.attack: tests[winner.attack]} if winner.attack in tests else tests
+    for name, value in quoted_ones.items():
+        rows.append(("test, robust", value, f"{name} on {on('test', 'test images')}"))
+    rows.append(("test, clean", run.clean("test"), on("test", "test images")))
+    if winner.verified:
+        rows.append(
+            ("verified, robust", winner.verified, f"worst case of {attacks_of(winner)}, held-out")
+        )
+        rows.append(("verified, clean", winner.verified_clean, on("verified", "held-out images")))
+    held = int(run.metrics.get("best.holdout.images", run.metrics.get("holdout.images", 0)))
+    rows.append(("search, robust", winner.any_robust, f"{winner.attack} on {held} held-out images"))
+    rows.append(("search, clean", winner.clean, f"{held} held-out images"))
+    return [(what, f"{value} %", how) for what, value, how in rows if value]
+
+
+def _sure(recorded: Recorded, winner: Trial) -> list[str]:
+    seeds = sorted({run.tags.get("morel.seed", "?") for run in recorded.runs})
+    lines = ["Intervals are 95 % Wilson intervals over images."]
+    lines.append(
+        f"One seed ({seeds[0]}): they say nothing of training again."
+        if len(seeds) == 1
+        else f"{len(seeds)} seeds: {', '.join(seeds[:12])}."
+    )
+    if winner.verified and winner.run.kind == "trial":
+        against = rival(recorded, winner)
+        lines += [against] if against else []
+    paper = next((t for t in recorded.trials if t.baseline == "paper"), None)
+    if (
+        paper
+        and paper is not winner
+        and paper.whole
+        and winner.whole
+        and paper.robust
+        and winner.robust
+    ):
+        gain = 100 * (winner.robust.value - paper.robust.value)
+        lines.append(
+            f"In search numbers it is {gain:+.1f} points from the baseline paper "
+            f"({paper.robust} %)."
+        )
+    lines.append(BIASED)
+    if winner.verified is None:
+        lines.append(
+            "Nothing was verified: the search's command with ladder.verify.top=2 does it later."
+        )
+    if not winner.run.robust("test"):
+        lines.append(f"Not measured on the test set: morel evaluate {quoted(winner)} does it.")
+    return lines
+
+
+def cost_rows(recorded: Recorded) -> list[tuple[str, str]]:
+    """What was spent, in words."""
+    metrics = recorded.subject.metrics if recorded.subject else {}
+    spent = total_cost(recorded, verification_seconds(recorded))
+    devices = {t.run.tags.get("morel.device", "") for t in recorded.trials} - {"", "unknown"}
+    rows: list[tuple[str, str]] = []
+    for key, name in (
+        ("cost.gpu_seconds", "GPU-seconds of trials"),
+        ("cost.cpu_seconds", "CPU-seconds of trials"),
+        ("cost.wall_seconds", "wall time"),
+    ):
+        total = metrics.get(key) or (
+            0.0
+            if key == "cost.wall_seconds"
+            else sum(trial.run.metrics.get(key, 0.0) for trial in recorded.trials)
+        )
+        if total:
+            rows.append((name, f"{total:,.0f} s ({_long(total)})"))
+    names = {"training": "of it training", "evaluation": "of it measuring epochs"}
+    names |= {"verification": "besides: verification and tests of the best"}
+    rows += [(names[kind], f"{seconds:,.0f} s") for kind, seconds in spent.items() if seconds]
+    if devices:
+        rows.append(("on", ", ".join(sorted(devices))))
+    return rows
+
+
+def verification_seconds(recorded: Recorded) -> dict[str, float]:
+    """Run id → seconds of its evaluations after training."""
+    found: dict[str, float] = {}
+    for each in recorded.evaluations:
+        found[each.run_id] = found.get(each.run_id, 0.0) + each.seconds
+    return found
+
+
+def quoted(trial: Trial) -> str:
+    """A run's id for a command line."""
+    return shlex.quote(trial.run.run_id)
+
+
+def place(recorded: Recorded) -> str:
+    """What tells a command where the runs are recorded; empty for the default."""
+    return (
+        ""
+        if recorded.experiment == "morel"
+        else f" tracking.experiment={shlex.quote(recorded.experiment)}"
+    )
+
+
+def reproduce(recorded: Recorded, trial: Trial) -> str:
+    """The command that trains a run again and compares the numbers."""
+    return f"morel reproduce {quoted(trial)}{place(recorded)}"
+
+
+def _commands(recorded: Recorded, winner: Trial) -> list[tuple[str, str]]:
+    run, where = quoted(winner), place(recorded)
+    commands = [
+        ("train it again and compare the numbers", reproduce(recorded, winner)),
+        ("train the configuration below, saved as winner.yaml", "morel train winner.yaml"),
+        ("change something", f"morel fork {run} seed=1{where}"),
+        ("take the network home", f"morel export {run} --to winner{where}"),
+        ("measure it with AutoAttack", f"morel evaluate {run} --attacks autoattack{where}"),
+    ]
+    search = recorded.definition.get("search", {})
+    if search.get("name"):
+        source = search.get("source") or search["name"]
+        again = f"morel tune {shlex.quote(str(source))} num_trials={search.get('num_trials', 0)}"
+        again += f" seed={search.get('seed', 0)}"
+        commands.append(("repeat the search under a new name", again))
+    return commands
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    """The configuration without the place where it ran: no address leaves with the page."""
+    from omegaconf import OmegaConf
+
+    kept = {key: value for key, value in config.items() if key not in PLACE}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("root", "download")}
+    return OmegaConf.to_yaml(OmegaConf.create(kept)) if kept else ""
+
+
+def _environment(winner: Trial) -> list[tuple[str, str]]:
+    tags = winner.run.tags
+    rows = [("run", winner.run.run_id), ("commit", tags.get("morel.commit", "unknown"))]
+    rows += [("changes (hash of git diff)", tags["morel.diff"])] if "morel.diff" in tags else []
+    rows += [("seed", tags.get("morel.seed", "")), ("data", winner.run.dataset or "")]
+    rows += [("python", tags.get("morel.python", ""))]
+    rows += [
+        (k.removeprefix("morel.version."), v)
+        for k, v in sorted(tags.items())
+        if k.startswith("morel.version.")
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} h" if seconds >= 600 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,125 @@
+"""What the records of evaluations say beyond one number: by radius, by class, of two networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.compare.runs import Score
+from orchestrator.report.data import Measured, Recorded, Trial
+
+Series = list[tuple[str, list[tuple[float, Score]]]]
+
+
+def best_record(found: Sequence[Measured]) -> Measured | None:
+    """The record to quote: rather of the test set, of many images and of many attacks."""
+    return max(
+        found,
+        key=lambda each: (
+            each.record["split"].startswith("test"),
+            len(_clean(each)["correct"]),
+            len(each.record["outcomes"]),
+        ),
+        default=None,
+    )
+
+
+def by_radius(recorded: Recorded) -> Series:
+    """For each trial that was measured at two radii or more: (ε, worst case) of one evaluation.
+
+    All of one norm, the one that most have; ε = 0 are clean images.
+    """
+    found: dict[str, dict[str, list[tuple[float, Score]]]] = {}
+    for trial in recorded.trials:
+        for each in recorded.measured(trial):
+            for norm, points in _radii(each).items():
+                if len(points) > 2:
+                    name = f"{trial.name} ({each.record['split']})"
+                    found.setdefault(norm, {})[name] = points
+    norm = max(found, key=lambda n: len(found[n]), default=None)
+    return [] if norm is None else [(f"{name}, {norm}", p) for name, p in found[norm].items()]
+
+
+def _radii(each: Measured) -> dict[str, list[tuple[float, Score]]]:
+    clean = _clean(each)
+    points: dict[str, list[tuple[float, Score]]] = {}
+    for worst in each.record.get("worst_case", []):
+        start = points.setdefault(str(worst["norm"]), [(0.0, _score(clean))])
+        start.append((float(worst["eps"]), _score(worst)))
+    return {norm: sorted(found, key=lambda p: p[0]) for norm, found in points.items()}
+
+
+def _clean(each: Measured) -> dict[str, Any]:
+    return each.record["outcomes"]["clean"]
+
+
+def _score(entry: dict[str, Any]) -> Score:
+    return Score(entry["accuracy"], entry["low"], entry["high"])
+
+
+def standing(each: Measured, eps: float | None = None) -> list[bool]:
+    """Which images are right under every attack of at most ``eps``; default: of all."""
+    strings = [
+        outcome["correct"]
+        for outcome in each.record["outcomes"].values()
+        if eps is None or outcome["eps"] <= eps + 1e-12
+    ]
+    return [all(bit == "1" for bit in bits) for bits in zip(*strings, strict=True)]
+
+
+def per_class(each: Measured, eps: float) -> list[tuple[str, Score, Score]]:
+    """(class, clean, robust against all attacks up to ``eps``) with Wilson's 95 % intervals."""
+    from morel_core.statistics import wilson_interval
+
+    def rate(right: Sequence[bool]) -> Score:
+        low, high = wilson_interval(sum(right), len(right))
+        return Score(sum(right) / len(right), low, high)
+
+    assert each.labels is not None
+    clean = [bit == "1" for bit in _clean(each)["correct"]]
+    robust = standing(each, eps)
+    rows: list[tuple[str, Score, Score]] = []
+    for label in sorted(set(each.labels)):
+        mine = [index for index, other in enumerate(each.labels) if other == label]
+        rows.append((str(label), rate([clean[i] for i in mine]), rate([robust[i] for i in mine])))
+    return rows
+
+
+def rival(recorded: Recorded, winner: Trial) -> str:
+    """How the winner's verification compares with the next one's, on the same images."""
+    import torch
+
+    from morel_core.statistics import detectable_difference, paired_difference
+
+    verified = {
+        trial.name: each
+        for trial in recorded.trials
+        for each in recorded.measured(trial)
+        if each.file.endswith("verified.json")
+    }
+    own = verified.pop(winner.name, None)
+    if own is None:
+        return ""
+    others = {
+        name: each
+        for name, each in verified.items()
+        if each.record["indices"] == own.record["indices"]
+    }
+    if not others:
+        return ""
+    name, other = max(others.items(), key=lambda item: sum(standing(item[1])))
+    first, second = (torch.tensor(standing(each)) for each in (own, other))
+    test = paired_difference(first, second)
+    text = (
+        f"On the {test.num_images} images of the verification it is "
+        f"{100 * test.difference:+.1f} points from {name}, the next one "
+        f"(95 % interval {100 * test.low:+.1f} to {100 * test.high:+.1f}, "
+        f"McNemar p = {test.p_value:.2g})"
+    )
+    split = test.only_first + test.only_second
+    if not split:
+        return f"{text}: no image tells the two apart."
+    smallest = detectable_difference(test.num_images, split / test.num_images)
+    if smallest is None:
+        return f"{text}: too few images tell the two apart for any difference to be shown."
+    return f"{text}; a difference under {100 * smallest:.1f} points would mostly be missed."

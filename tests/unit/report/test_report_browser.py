@@ -1,0 +1,91 @@
+"""The page in a real Chromium: no complaint, tooltips, filter, keyboard, phone, speed."""
+
+from collections.abc import Iterator
+
+import pytest
+from chromium import BINARY, Page, chromium
+
+from orchestrator.report.page import render
+
+pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def page(recorded, tmp_path_factory) -> Iterator[Page]:
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    file.write_text(render(recorded, pictures=False)[0])
+    with chromium() as tab:
+        tab.size(1280, 900)
+        tab.open(file)
+        yield tab
+
+
+def test_it_loads_quietly_and_alone(page):
+    assert page.complaints() == []
+    assert page.requests() == []
+    assert page.js("document.scripts.length") == 1  # that of a run's tag is text
+
+
+def test_the_keyboard_reaches_points_and_their_tooltips(page):
+    page.js("document.querySelector('#front .wide .tip[tabindex=\"0\"]').focus()")
+    first = page.js("document.getElementById('tooltip').textContent")
+    assert "clean" in first
+    page.key("ArrowRight")
+    second = page.js("document.getElementById('tooltip').textContent")
+    assert second != first
+    assert not page.js("document.getElementById('tooltip').hidden")
+    page.key("Escape")
+    assert page.js("document.getElementById('tooltip').hidden")
+
+
+def test_the_mouse_shows_a_tooltip(page):
+    page.js("document.querySelector('#front').scrollIntoView()")
+    x, y = page.js(
+        "(() => {const mark = document.querySelector('#front .wide .mark.won');"
+        "const r = mark.getBoundingClientRect();"
+        "return [r.left + r.width / 2, r.top + r.height / 2]})()"
+    )
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert "verified" in page.js("document.getElementById('tooltip').textContent")
+
+
+def test_the_filter_takes_trials_out_of_pictures_and_table(page, recorded):
+    shown = "document.querySelectorAll('#trials tbody tr:not([hidden])').length"
+    assert page.js(shown) == len(recorded.trials)
+    page.js(
+        "(() => {const i = document.querySelector('fieldset[data-axis=\"0\"] input');"
+        "i.value = 500; i.dispatchEvent(new Event('input', {bubbles: true}))})()"
+    )
+    values = [trial.point["k1"] for trial in recorded.trials]
+    half = (min(values) + max(values)) / 2
+    kept = sum(value >= half for value in values)
+    assert page.js(shown) == kept
+    assert page.js("document.querySelectorAll('.parallel .tip:not(.out)').length") == kept
+    assert page.js("document.getElementById('count').textContent") == f"{kept} of 10 trials"
+    page.js("document.getElementById('reset').click()")
+    assert page.js(shown) == len(recorded.trials)
+    page.js(
+        "(() => {const c = document.querySelector('fieldset[data-axis=\"3\"] select');"
+        "c.value = '1'; c.dispatchEvent(new Event('input', {bubbles: true}))})()"
+    )
+    trades = sum(trial.point["objective.accuracy"] == "trades" for trial in recorded.trials)
+    assert page.js(shown) == trades
+    page.js("document.getElementById('reset').click()")
+
+
+def test_dark_and_light(page):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.js(colour)
+    page.js("document.getElementById('theme').click()")
+    assert page.js(colour) != light
+    page.js("document.getElementById('theme').click()")
+    assert page.js(colour) == light
+
+
+def test_a_phone_needs_no_sideways_scrolling(page):
+    page.size(390, 844, phone=True)
+    assert page.js("document.documentElement.scrollWidth") <= 390
+    narrow = "getComputedStyle(document.querySelector('#front .narrow')).display"
+    assert page.js(narrow) == "block"
+    page.size(1280, 900)
+    assert page.complaints() == []

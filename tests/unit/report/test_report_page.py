@@ -1,0 +1,124 @@
+"""What the page says, and that nothing in it acts or asks for anything."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from conftest import HOSTILE
+from synthetic import Made
+
+from morel_core.errors import MorelError
+from orchestrator.cli import main
+from orchestrator.report.answer import answer
+from orchestrator.report.doubts import doubts
+from orchestrator.report.importance import FEWEST, importance
+from orchestrator.report.page import render
+from orchestrator.report.reading import load
+
+
+@pytest.fixture(scope="module")
+def page(recorded):
+    return render(recorded, pictures=False)[0]
+
+
+def test_the_winner_is_the_searchs_own_and_its_verified_number_leads(recorded):
+    chosen = recorded.subject.tags["morel.winner_run"]
+    assert recorded.winner.run.run_id == chosen
+    assert not recorded.provisional
+    found = answer(recorded)
+    assert f"{recorded.winner.verified} %" in found.headline
+    assert "square100_linf_0.1 on 100 images" in found.headline
+    assert any("McNemar" in line for line in found.sure)
+    assert any("biased upwards" in line for line in found.sure)
+    assert dict(found.cost)["CPU-seconds of trials"].startswith("100 s")
+    commands = [line for _, line in found.commands]
+    assert f"morel reproduce {chosen} tracking.experiment=made" in commands
+
+
+def test_the_configuration_can_be_trained_and_names_no_place(recorded, tmp_path):
+    text = answer(recorded).config
+    for secret in ("storage_path", "tracking", "mlflow"):
+        assert secret not in text
+    file = tmp_path / "winner.yaml"
+    file.write_text(text)
+    assert main(["validate", str(file)]) == 0
+
+
+def test_without_a_verified_winner_the_best_so_far_is_called_that(recorded):
+    undecided = replace(recorded, provisional=True)
+    assert "Nobody has won yet" in answer(undecided).headline
+    assert doubts(undecided)[0].what.startswith("The search has not chosen a winner")
+    assert answer(replace(recorded, winner=None)) is None
+    html, _ = render(replace(recorded, winner=None), pictures=False)
+    assert "No trial was measured yet." in html
+
+
+def test_warnings_name_their_runs_and_what_to_do(recorded):
+    found = {doubt.what: doubt for doubt in doubts(recorded)}
+    strange = found["An evaluation found reason to doubt its numbers."]
+    assert len(strange.where) == 10
+    assert strange.where[0].startswith("hunt/00000001: strange")
+    assert any("did not come to their end" in what for what in found)
+    assert any(what.startswith("One seed") for what in found)
+
+
+def test_importance_takes_trials_enough_and_adds_up(recorded, monkeypatch):
+    monkeypatch.setattr("orchestrator.report.importance.RESAMPLINGS", 3)
+    said = importance(recorded)
+    assert "10 measured trials" in said
+    assert str(FEWEST) in said
+    many = replace(
+        recorded,
+        trials=[
+            replace(t, number=100 * copy + t.number) for copy in range(3) for t in recorded.trials
+        ],
+    )
+    found = importance(many)
+    assert {each.key for each in found} == set(recorded.searched)
+    assert sum(each.value for each in found) == pytest.approx(1)
+    assert all(0 <= each.low <= each.high <= 1 for each in found)
+    assert importance(many) == found  # seeded
+
+
+def test_what_users_wrote_is_text(page):
+    assert HOSTILE not in page
+    assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;") in page
+
+
+def test_the_page_asks_for_nothing(page):
+    assert not re.findall(r"https?://", page)
+    assert "url(" not in page
+    assert not re.findall(r"<link(?![^>]*data:,)", page)
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
+    assert '<html lang="en">' in page
+    assert "<title>hunt – MOREL report</title>" in page
+
+
+def test_sections_without_data_say_what_would_make_it(recorded):
+    bare = replace(
+        recorded, evaluations=[], curves={}, trials=[t for t in recorded.trials if not t.whole]
+    )
+    html, _ = render(replace(bare, winner=None), pictures=False)
+    assert "morel evaluate RUN --attacks pgd20 --eps" in html
+    assert "Left out by --no-pictures" in html
+    assert "No trial has come to its end" in html
+
+
+def test_the_command_writes_the_file_and_logs_it(made: Made, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    command = ["report", "made", "--out", str(out), "--no-pictures", "--json"]
+    assert main([*command, f"tracking.uri={made.uri}"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["recorded"] == "hunt"
+    assert said["size"] == out.stat().st_size
+    from mlflow import MlflowClient
+
+    subject = load(made.uri, "made").subject
+    files = MlflowClient(made.uri).list_artifacts(subject.mlflow_id)
+    assert "report.html" in {file.path for file in files}
+
+
+def test_an_unknown_search_is_named(made: Made):
+    with pytest.raises(MorelError, match=r"search 'hunter' is not in experiment 'made'.*hunt"):
+        load(made.uri, "made", "hunter")
