@@ -8,7 +8,7 @@ from morel_core.errors import MorelError
 from orchestrator import cli
 
 COMMANDS = ["train", "tune", "campaign", "status", "top", "logs", "stop"]
-COMMANDS += ["sync", "submit", "evaluate", "compare", "validate"]
+COMMANDS += ["sync", "submit", "evaluate", "compare", "report", "validate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
