@@ -1,12 +1,10 @@
 """One search in MLflow for all tests of this folder; nothing here trains."""
 
 import pytest
-from synthetic import Made
+from synthetic import HOSTILE, Made
 
 from orchestrator.report.data import Recorded
 from orchestrator.report.reading import load
-
-HOSTILE = "<script>alert('made')</script>"
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ from orchestrator.search.selection import Verified
 from orchestrator.tracking import MlflowTracker, own_params
 from orchestrator.tracking.events import Event
 
+HOSTILE = "<script>alert('made')</script>"
+"""What a user might write, and no browser must run."""
 ATTACK, CHEAP = "pgd20_linf_0.1", "pgd5_linf_0.1_first150"
 EPOCHS, RUNG = 6, 4
 """Epochs of a whole trial, and the first one on the last rung."""

@@ -5,8 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from conftest import HOSTILE
-from synthetic import Made
+from synthetic import HOSTILE, Made
 
 from morel_core.errors import MorelError
 from orchestrator.cli import main
