@@ -61,6 +61,11 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def settle(self) -> None:
+        """Wait until what was scrolled or changed is drawn."""
+        frames = "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
+        self.call("Runtime.evaluate", expression=frames, awaitPromise=True)
+
     def open(self, path: Path) -> None:
         """Load a file, to the end."""
         for domain in ("Page", "Runtime", "Log", "Network"):

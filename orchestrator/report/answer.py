@@ -26,6 +26,8 @@ class Answer:
     """Sentences and tables for the top of the page."""
 
     headline: str
+    because: str
+    """The number that it stands on, and how that was measured."""
     numbers: list[tuple[str, str, str]]
     """What, accuracy with interval, measured how."""
     settings: list[tuple[str, str]]
@@ -46,6 +48,7 @@ def answer(recorded: Recorded) -> Answer | None:
         return None
     return Answer(
         headline=_headline(recorded, winner),
+        because=_because(recorded, winner),
         numbers=_numbers(winner),
         settings=[(key, value_text(value)) for key, value in winner.point.items()],
         sure=_sure(recorded, winner),
@@ -62,20 +65,25 @@ def _headline(recorded: Recorded, winner: Trial) -> str:
         name += f" (trial {winner.number})"
     method = winner.run.tags.get("morel.method")
     if recorded.campaign and method and not recorded.provisional:
+        return f"The method {method} has the highest mean of the primary number."
+    if not recorded.provisional:
+        return f"Use {name}."
+    if recorded.subject is None:
+        return f"Of the trainings, {name} has the largest held-out robust accuracy."
+    return f"Nobody has won yet; the best so far is {name}."
+
+
+def _because(recorded: Recorded, winner: Trial) -> str:
+    if recorded.campaign and not recorded.provisional:
         return (
-            f"The method {method} has the highest mean of the primary number; whether that is more "
-            "than chance is said below."
+            f"Whether that is more than chance is said below; shown is {winner.run.run_id} of it."
         )
-    if recorded.provisional:
-        if recorded.subject is None:
-            return f"Of the trainings, {name} has the largest held-out robust accuracy."
-        return f"Nobody has won yet; the best so far is {name}."
     if winner.verified is None:
         value = f"{winner.robust} % under {winner.attack}"
-        return f"Use {name}: the largest search number, {value}. It was not verified."
-    beaten = ", although it shows signs of masked gradients" if winner.masking else ""
+        return f"Its search number is {value}, on held-out images. It was not verified."
+    flagged = " It shows signs of masked gradients: see the warnings." if winner.masking else ""
     value = f"{winner.verified} % in the worst case of {attacks_of(winner)}"
-    return f"Use {name}: verified robust accuracy {value}{beaten}."
+    return f"Verified robust accuracy {value}, held-out.{flagged}"
 
 
 def _numbers(winner: Trial) -> list[tuple[str, str, str]]:
@@ -143,25 +151,22 @@ def cost_rows(recorded: Recorded) -> list[tuple[str, str]]:
     metrics = recorded.subject.metrics if recorded.subject else {}
     spent = total_cost(recorded, verification_seconds(recorded))
     devices = {t.run.tags.get("morel.device", "") for t in recorded.trials} - {"", "unknown"}
-    rows: list[tuple[str, str]] = []
-    for key, name in (
-        ("cost.gpu_seconds", "GPU-seconds of trials"),
-        ("cost.cpu_seconds", "CPU-seconds of trials"),
-        ("cost.wall_seconds", "wall time"),
-    ):
-        total = metrics.get(key) or (
-            0.0
-            if key == "cost.wall_seconds"
-            else sum(trial.run.metrics.get(key, 0.0) for trial in recorded.trials)
-        )
-        if total:
-            rows.append((name, f"{total:,.0f} s ({_long(total)})"))
-    names = {"training": "of it training", "evaluation": "of it measuring epochs"}
+
+    def total(key: str) -> float:
+        return metrics.get(key) or sum(t.run.metrics.get(key, 0.0) for t in recorded.trials)
+
+    names = {"training": "spent on training", "evaluation": "spent on measuring epochs"}
     names |= {"verification": "besides: verification and tests of the best"}
-    rows += [(names[kind], f"{seconds:,.0f} s") for kind, seconds in spent.items() if seconds]
+    rows = [
+        ("GPU-seconds of trials", total("cost.gpu_seconds")),
+        ("CPU-seconds of trials", total("cost.cpu_seconds")),
+        *((names[kind], seconds) for kind, seconds in spent.items()),
+        ("wall time", metrics.get("cost.wall_seconds", 0.0)),
+    ]
+    found = [(name, f"{seconds:,.0f} s{_long(seconds)}") for name, seconds in rows if seconds]
     if devices:
-        rows.append(("on", ", ".join(sorted(devices))))
-    return rows
+        found.append(("on", ", ".join(sorted(devices))))
+    return found
 
 
 def verification_seconds(recorded: Recorded) -> dict[str, float]:
@@ -234,4 +239,7 @@ def _environment(winner: Trial) -> list[tuple[str, str]]:
 
 
 def _long(seconds: float) -> str:
-    return f"{seconds / 3600:.3g} h" if seconds >= 600 else f"{seconds / 60:.1f} min"
+    """The same in minutes or hours, for many of them."""
+    if seconds < 120:
+        return ""
+    return f" ({seconds / 3600:.3g} h)" if seconds >= 3600 else f" ({seconds / 60:.1f} min)"

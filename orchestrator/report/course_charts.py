@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from markupsafe import Markup
 
@@ -32,62 +33,83 @@ STATES = ("finished", "stopped", "failed", "diverged", "running", "killed")
 
 
 def course(recorded: Recorded, width: float) -> Markup:
-    """Trials over wall time: a bar each, a tick an epoch, lighter while measured cheaply."""
+    """Trials over wall time: a bar each, a tick an epoch, pale while cheaper rungs measure it."""
     trials = [trial for trial in recorded.trials if trial.ended]
     begin = min(trial.run.started for trial in trials)
     seconds = max((trial.ended or begin) for trial in trials) - begin
-    unit, word = (
-        (1.0, "s") if seconds < 300 else (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
-    )
+    unit, word = _unit(seconds)
     row = max(5.0, min(20.0, 1600.0 / len(trials)))
     height = row * len(trials) + MARGIN_TOP + MARGIN_BOTTOM
-    every = math.ceil(13.0 / row)
-    x = Scale(low=0.0, high=seconds / unit or 1.0, start=MARGIN_LEFT, end=width - MARGIN_RIGHT)
-    parts: list[Markup] = []
-    bottom = height - MARGIN_BOTTOM
+    bottom, right = height - MARGIN_BOTTOM, width - MARGIN_RIGHT
+    x = Scale(low=0.0, high=seconds / unit or 1.0, start=MARGIN_LEFT, end=right)
+    grid = [text(MARGIN_LEFT, MARGIN_TOP - 10, "trial", "title")]
+    grid.append(text(right, bottom + 36, f"wall time, {word}", "title", "end"))
     for value in x.ticks(max(2, int(width / 90))):
-        parts.append(line(x(value), MARGIN_TOP, x(value), bottom, "grid"))
-        parts.append(text(x(value), bottom + 17, number(value), "tick", "middle"))
-    parts.append(text(MARGIN_LEFT, MARGIN_TOP - 10, "trial", "title"))
-    parts.append(text(width - MARGIN_RIGHT, bottom + 36, f"wall time, {word}", "title", "end"))
-    shown: list[Markup] = []
-    for index, trial in enumerate(trials):
-        top = MARGIN_TOP + row * index
-        left, right = (x((t - begin) / unit) for t in (trial.run.started, trial.ended or begin))
-        state = trial.state if trial.state in STATES else "running"
-        bar = tag(
-            "rect",
-            x=left,
-            y=top + 1,
-            width=max(1.5, right - left),
-            height=row - 2,
-            class_=f"run {state}",
-        )
-        drawn = [bar]
-        if row >= 8:
-            drawn += [
-                line(
-                    x((s.time - begin) / unit),
-                    top + 2,
-                    x((s.time - begin) / unit),
-                    top + row - 2,
-                    "step",
-                )
-                for s in trial.steps[:-1]
-            ]
-        if trial is recorded.winner:
-            drawn.append(mark("star", right, top + row / 2, min(7.0, row / 2), "mark won"))
-        if index % every == 0:
-            drawn.append(text(MARGIN_LEFT - 6, top + row / 2 + 4, str(trial.number), "tick", "end"))
-        rung = trial.run.metrics.get("best.rung")
-        said = (
-            f"{trial.name}: {trial.state}, {trial.run.stop_reason}; {trial.run.epochs or 0} epochs"
-        )
-        said += f", best one on rung {rung:.0f}" if rung else ""
-        said += f"; {(trial.ended or begin) - trial.run.started:.0f} s from its start"
-        shown.append(tip(drawn, said, "point", data_trial=trial.number))
-    drawn_all = group(shown, class_="points")
-    return picture(width, height, "Trials over time", group(parts, aria_hidden="true"), drawn_all)
+        grid.append(line(x(value), MARGIN_TOP, x(value), bottom, "grid"))
+        grid.append(text(x(value), bottom + 17, number(value), "tick", "middle"))
+
+    def when(time: float) -> float:
+        return x((time - begin) / unit)
+
+    every = math.ceil(13.0 / row)  # of the numbers, so that they do not meet
+    rows = [
+        _bar(recorded, trial, when, MARGIN_TOP + row * index, row, numbered=index % every == 0)
+        for index, trial in enumerate(trials)
+    ]
+    title = "Trials over time"
+    return picture(
+        width, height, title, group(grid, aria_hidden="true"), group(rows, class_="points")
+    )
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    if seconds < 300:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
+
+
+def _bar(
+    recorded: Recorded,
+    trial: Trial,
+    when: Callable[[float], float],
+    top: float,
+    row: float,
+    *,
+    numbered: bool,
+) -> Markup:
+    """One trial; ``when`` gives the place of a time, in unix seconds."""
+    began, ended = trial.run.started, trial.ended or trial.run.started
+    state = trial.state if trial.state in STATES else "running"
+    measured = _decisive_from(recorded, trial)
+    ends = (when(began), min(when(ended), max(when(began), when(measured))), when(ended))
+    drawn = [
+        tag("rect", x=a, y=top + 1, width=max(1.5, b - a), height=row - 2, class_=f"run {kind}")
+        for a, b, kind in ((*ends[:2], f"{state} pale"), (*ends[1:], state))
+        if b > a
+    ]
+    if row >= 8:
+        places = [when(step.time) for step in trial.steps[:-1]]
+        drawn += [line(at, top + 2, at, top + row - 2, "step") for at in places]
+    if trial is recorded.winner:
+        drawn.append(mark("star", ends[2], top + row / 2, min(7.0, row / 2), "mark won"))
+    if numbered:
+        drawn.append(text(MARGIN_LEFT - 6, top + row / 2 + 4, str(trial.number), "tick", "end"))
+    rung = trial.run.metrics.get("best.rung")
+    said = [
+        f"{trial.name}: {trial.state}, {trial.run.stop_reason}",
+        f"{trial.run.epochs or 0} epochs" + (f", the best one on rung {rung:.0f}" if rung else ""),
+        f"{ended - began:.0f} s from its start",
+    ]
+    return tip(drawn, "; ".join(said), "point", data_trial=trial.number)
+
+
+def _decisive_from(recorded: Recorded, trial: Trial) -> float:
+    """From when on a trial was measured with what decides, in unix seconds."""
+    rungs = recorded.definition.get("base", {}).get("evaluation", {}).get("rungs") or []
+    if not rungs:
+        return trial.run.started
+    before = [step.time for step in trial.steps if step.epoch < int(rungs[-1]["epoch"])]
+    return max(before, default=trial.run.started)
 
 
 def cost(recorded: Recorded, verification: dict[str, float], width: float) -> Markup:

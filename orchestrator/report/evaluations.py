@@ -30,7 +30,7 @@ def by_radius(recorded: Recorded) -> Series:
     All of one norm, the one that most have; ε = 0 are clean images.
     """
     found: dict[str, dict[str, list[tuple[float, Score]]]] = {}
-    for trial in recorded.trials:
+    for trial in sorted(recorded.trials, key=lambda trial: trial is not recorded.winner):
         for each in recorded.measured(trial):
             for norm, points in _radii(each).items():
                 if len(points) > 2:

@@ -192,7 +192,7 @@ def _context(recorded: Recorded) -> dict[str, Any]:
         "cost_rows": cost_rows(recorded),
         "campaign": _campaign(recorded),
         "doubts": doubts(recorded),
-        "rows": [_row(recorded, trial) for trial in sorted(recorded.trials, key=robust_first)],
+        "rows": [_row(recorded, trial) for trial in _winner_first(recorded)],
         "quoted": quoted(recorded.winner) if recorded.winner else "RUN",
     }
 
@@ -225,7 +225,7 @@ def _parameters(recorded: Recorded) -> dict[str, Any]:
 def _curves(recorded: Recorded) -> list[dict[str, Any]]:
     bounds = training_chart.curve_bounds(recorded)
     panels: list[dict[str, Any]] = []
-    for trial in sorted(recorded.trials, key=robust_first):
+    for trial in _winner_first(recorded):
         if trial.run.run_id not in recorded.curves:
             continue
         chart = training_chart.curves(recorded, trial, bounds)
@@ -290,6 +290,11 @@ def _campaign(recorded: Recorded) -> dict[str, Any] | None:
         "lost": tables.lost_lines(report),
         "notes": report.notes,
     }
+
+
+def _winner_first(recorded: Recorded) -> list[Trial]:
+    won = recorded.winner
+    return sorted(recorded.trials, key=lambda trial: (trial is not won, robust_first(trial)))
 
 
 def _row(recorded: Recorded, trial: Trial) -> dict[str, Any]:

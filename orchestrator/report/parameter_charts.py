@@ -41,7 +41,7 @@ def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict
     spaces = recorded.definition.get("search", {}).get("parameters", {})
     axes = [_Axis(recorded.trials, key, height, spaces.get(key, {})) for key in keys]
     robust = [t.robust.value for t in recorded.trials if t.whole and t.robust]
-    last = scale(robust, height - 34, 40.0, pad=0.02, within=(0.0, 1.0))
+    last = scale(robust, height - 16, 40.0, pad=0.02, within=(0.0, 1.0))
     positions = [60 + (width - 120) * index / len(keys) for index in range(len(keys) + 1)]
     parts: list[Markup] = []
     order = sorted(recorded.trials, key=lambda t: t.robust.value if t.whole and t.robust else -1.0)
@@ -96,7 +96,7 @@ class _Axis:
     ) -> None:
         values = [trial.point[key] for trial in trials if key in trial.point]
         self.names: list[str] | None = None
-        top, bottom = 40.0, height - 34
+        top, bottom = 40.0, height - 16
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             log = bool(space.get("log")) and min(values) > 0
             self.scale = scale(values, bottom, top, log=log, pad=0.0)
@@ -134,7 +134,7 @@ def _axis_marks(
     x: float, title: str, ticks: Sequence[tuple[float, str]], height: float, *, up: int
 ) -> list[Markup]:
     """An axis; neighbours' titles stand at two heights, so that long ones do not meet."""
-    parts = [line(x, 40, x, height - 34, "axis")]
+    parts = [line(x, 40, x, height - 16, "axis")]
     parts.append(text(x, 14 if up else 30, cut(title, 24), "title", "middle"))
     for at, content in ticks:
         parts += [line(x - 3, at, x + 3, at, "axis"), text(x + 6, at + 4, content, "tick halo")]

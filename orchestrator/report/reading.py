@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from morel_core.errors import MorelError
 from orchestrator.compare.runs import RunRecord, load_runs, of_search
+from orchestrator.compare.table import comparison_table
 from orchestrator.report.data import Measured, Recorded, Step, Trial, robust_first
 from orchestrator.tracking.connection import open_client
 
@@ -87,8 +88,10 @@ def _trials(reader: _Reader, runs: Sequence[RunRecord], attack: str) -> list[Tri
     found: list[Trial] = []
     singles = [run for run in runs if run.kind not in PARENTS]
     several = len({run.search for run in singles}) > 1
+    varied = {row.run_id: row.params for row in comparison_table(singles).rows}
     for index, run in enumerate(singles, start=1):
-        number = int(run.tags.get("morel.number", index))
+        given = run.tags.get("morel.number", "")
+        number = int(given) if given.isdecimal() else index
         name = run.tags.get("morel.baseline") or f"trial {number}"
         if run.kind != "trial":
             name = run.name
@@ -99,7 +102,7 @@ def _trials(reader: _Reader, runs: Sequence[RunRecord], attack: str) -> list[Tri
                 run=run,
                 number=index if several else number,
                 name=name,
-                point=_point(run),
+                point=_point(run) or {k: _value(v) for k, v in varied[run.run_id].items()},
                 steps=reader.steps(run),
                 attack=attack,
             )
@@ -113,7 +116,19 @@ def _point(run: RunRecord) -> dict[str, Any]:
         content = json.loads(text) if text else {}
     except ValueError:  # cut off: MLflow takes 8,000 characters
         return {}
-    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    found = cast("dict[str, Any]", content)
+    return {k: v for k, v in found.items() if not isinstance(v, float) or math.isfinite(v)}
+
+
+def _value(text: str) -> Any:
+    """A parameter as MLflow has it, which is text: a number where it is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return value if math.isfinite(value) else text
 
 
 def _best_replicate(campaign: Report) -> str:
@@ -211,14 +226,15 @@ class _Reader:
         try:
             content = json.loads(text)
             record = content.get("evaluation", content)
-            if not record["outcomes"]["clean"]["correct"]:
-                raise ValueError("no image was measured")
+            _check(record)
             findings = content.get("findings") or content.get("warnings") or []
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self._gap(run, path, error)
             return None
         table = path.removesuffix(".json") + ".parquet"
         labels = self._labels(run, table) if table in paths else None
+        if labels is not None and len(labels) != len(record["outcomes"]["clean"]["correct"]):
+            labels = None
         return Measured(
             run_id=run.run_id, file=path, record=record, findings=findings, labels=labels
         )
@@ -282,6 +298,20 @@ class _Reader:
     def _gap(self, run: RunRecord, what: str, error: Exception) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         self.gaps.append(f"{what} of {run.run_id} cannot be read: {reason}")
+
+
+def _check(record: Any) -> None:
+    """Raise ValueError, KeyError or TypeError unless this is the record of an evaluation."""
+    outcomes = record["outcomes"]
+    images = len(outcomes["clean"]["correct"])
+    if not images or any(len(each["correct"]) != images for each in outcomes.values()):
+        raise ValueError("not an outcome for each image")
+    for each in [*outcomes.values(), *record["worst_case"]]:
+        for key in ("accuracy", "low", "high", "eps"):
+            float(each[key])
+    for each in outcomes.values():
+        float(each["seconds"])
+    _ = record["split"], record["indices"]
 
 
 class _Download:

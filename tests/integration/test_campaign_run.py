@@ -130,6 +130,18 @@ def test_compare_shows_a_whole_campaign(result: CampaignResult, shared_storage: 
     assert {row.search for row in rows} == set(SEARCHES)
 
 
+def test_report_page_has_the_methods_table(
+    result: CampaignResult, shared_storage: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small.html"
+    command = ["report", "--search", "small", "--no-pictures", "--out", str(out)]
+    assert main([*command, f"storage_path={shared_storage}"]) == 0
+    page = out.read_text()
+    assert "has the highest mean of the primary number" in page
+    assert result.report.comparisons[0].sentence.partition(" (")[0] in page
+    assert "small-plain-seeds trial 1" in page
+
+
 def test_repeated_it_runs_nothing_and_says_the_same(
     result: CampaignResult,
     file: str,

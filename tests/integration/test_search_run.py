@@ -108,6 +108,24 @@ def test_only_the_winner_meets_the_test_set(asha: SearchResult, shared_storage: 
     assert parent.data.metrics["test.clean"] == winner.data.metrics["test.clean"]
 
 
+def test_report_of_a_search_shows_its_winners_pictures(
+    asha: SearchResult, shared_storage: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "asha.html"
+    command = ["report", "--search", "asha", "--out", str(out), "--json"]
+    assert main([*command, f"storage_path={shared_storage}"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["recorded"], said["missing"]) == ("asha", [])
+    page = out.read_text()
+    assert asha.winner is not None
+    assert f"Use the baseline {asha.winner.baseline} (trial {asha.winner.number})." in page
+    assert page.count('src="data:image/png;base64,') == 3 * 6  # original, perturbation, attacked
+    assert "before training, the same seed" in page
+    parent = recorded.one(shared_storage, "asha")
+    files = recorded.client(shared_storage).list_artifacts(parent.info.run_id)
+    assert "report.html" in {file.path for file in files}
+
+
 def test_finished_search_repeated_changes_nothing(asha: SearchResult, shared_storage: Path) -> None:
     before = {run.info.run_id for run in recorded.runs(shared_storage, "")}
     again = tune(asha.search)

@@ -62,6 +62,9 @@
     });
   });
 
+  // What is folded is printed, too.
+  window.addEventListener("beforeprint", () => all("details").forEach((part) => { part.open = true; }));
+
   // Copying.
   all(".copy").forEach((button) => {
     button.addEventListener("click", () => {
@@ -96,7 +99,7 @@
   function value(field, share) {
     const low = Number(field.dataset.low), high = Number(field.dataset.high);
     const found = field.dataset.log ? low * Math.pow(high / low, share) : low + share * (high - low);
-    return Number(found.toPrecision(3)).toString();
+    return Math.abs(found) < 1e-3 && found !== 0 ? found.toExponential(1) : Number(found.toPrecision(3)).toString();
   }
   function inside(line) {
     if (line.shares.length < longest && !early.checked) return false;

@@ -1,6 +1,7 @@
 """The report against numbers computed by hand, and what it says where numbers are missing."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -16,7 +17,7 @@ from orchestrator.campaign.outcomes import (
     Tuning,
 )
 from orchestrator.campaign.report import Registration, build_report, report_metrics
-from orchestrator.campaign.tables import lost_lines, to_csv, to_json, to_markdown
+from orchestrator.campaign.tables import from_json, lost_lines, to_csv, to_json, to_markdown
 from orchestrator.campaign.view import print_report
 from orchestrator.search.budget import Cost
 from orchestrator.search.trials import Trial
@@ -180,6 +181,19 @@ def test_json_and_metrics_are_unrounded(report):
     assert metrics[f"mean.a.{ROBUST}"] == pytest.approx(0.51)
     assert metrics[f"difference.c-a.{ROBUST}"] == pytest.approx(0.05)
     assert metrics[f"difference.c-a.{ROBUST}_p_holm"] == report.comparisons[1].p_holm
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_json_reads_back(load, missing):
+    report = build(load, a=A, b=(None, 0.5, 0.6) if missing else B, c=(None,) * 3 if missing else C)
+    tuning = Tuning(
+        search="m-a", run_id="m-a/1", label="paper", settings={"optimizer.lr": 0.1},
+        holdout={"best_robust_accuracy": 0.5}, trials=2, states={"finished": 2},
+        cost=Cost(gpu_seconds=5.0),
+    )  # fmt: skip
+    rows = [dataclasses.replace(row, tuning=tuning) for row in report.methods]
+    whole = dataclasses.replace(report, methods=rows)
+    assert from_json(to_json(whole)) == whole
 
 
 def test_the_terminal_shows_the_same(report, load):

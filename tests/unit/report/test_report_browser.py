@@ -1,6 +1,7 @@
 """The page in a real Chromium: no complaint, tooltips, filter, keyboard, phone, speed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from chromium import BINARY, Page, chromium
@@ -40,6 +41,7 @@ def test_the_keyboard_reaches_points_and_their_tooltips(page):
 
 def test_the_mouse_shows_a_tooltip(page):
     page.js("document.querySelector('#front').scrollIntoView()")
+    page.settle()  # scrolling hides a tooltip
     x, y = page.js(
         "(() => {const mark = document.querySelector('#front .wide .mark.won');"
         "const r = mark.getBoundingClientRect();"
@@ -89,3 +91,19 @@ def test_a_phone_needs_no_sideways_scrolling(page):
     assert page.js(narrow) == "block"
     page.size(1280, 900)
     assert page.complaints() == []
+
+
+def test_two_hundred_trials_are_small_and_open_at_once(page, recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.report.importance.RESAMPLINGS", 2)
+    many = [
+        replace(trial, number=10 * copy + trial.number)
+        for copy in range(20)
+        for trial in recorded.trials
+    ]
+    file = tmp_path / "many.html"
+    file.write_text(render(replace(recorded, trials=many), pictures=False)[0])
+    assert file.stat().st_size < 1.5e6
+    page.open(file)
+    times = "performance.timing.loadEventEnd - performance.timing.navigationStart"
+    assert 0 < page.js(times) < 2000
+    assert page.js("document.querySelectorAll('#trials tbody tr').length") == 200

@@ -26,8 +26,9 @@ def test_the_winner_is_the_searchs_own_and_its_verified_number_leads(recorded):
     assert recorded.winner.run.run_id == chosen
     assert not recorded.provisional
     found = answer(recorded)
-    assert f"{recorded.winner.verified} %" in found.headline
-    assert "square100_linf_0.1 on 100 images" in found.headline
+    assert found.headline == f"Use {recorded.winner.name}."
+    assert f"{recorded.winner.verified} %" in found.because
+    assert "square100_linf_0.1 on 100 images" in found.because
     assert any("McNemar" in line for line in found.sure)
     assert any("biased upwards" in line for line in found.sure)
     assert dict(found.cost)["CPU-seconds of trials"].startswith("100 s")
