@@ -174,6 +174,30 @@ class Made:
         )
         return run_id, metrics["best_robust_accuracy"] if whole else None
 
+    def training(self, name: str, robust: float, **overrides: Any) -> None:
+        """What ``morel train`` records."""
+        config = with_overrides(self.config, {"name": name, **overrides})
+        self.start(
+            name,
+            0.0,
+            name,
+            config=to_dict(config),
+            params=records.params(config),
+            tags=records.run_tags(config, "train"),
+        )
+        for epoch in (1, 2):
+            metrics = {"epoch": epoch, "seconds": 1.0, "best_epoch": epoch}
+            metrics |= accuracies("", 0.9, robust) | accuracies("best_", 0.9, robust)
+            recorded = records.epoch_metrics(metrics, ATTACK)
+            self.event(name, "epoch", 2.0 * epoch, epoch=epoch, metrics=recorded)
+        self.final(
+            name,
+            5.0,
+            stop_reason="all 2 epochs trained",
+            metrics=records.best_metrics(metrics, ATTACK),
+            tags={"morel.state": "finished"},
+        )
+
     def verify(self, run_id: str, robust: float, draw: random.Random) -> tuple[str, float]:
         """A candidate's verification."""
         result = outcomes({"square100_linf_0.1": (0.1, robust)}, 100, "holdout", draw)

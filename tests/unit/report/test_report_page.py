@@ -119,6 +119,37 @@ def test_the_command_writes_the_file_and_logs_it(made: Made, tmp_path, capsys):
     assert "report.html" in {file.path for file in files}
 
 
+def test_trainings_alone_are_compared_by_what_differs(made: Made, tmp_path):
+    single = Made(made.storage, "singles")
+    single.training("weak", 0.5, **{"attack.eps": 0.05})
+    single.training("strong", 0.8, **{"attack.eps": 0.2, "objective.accuracy": "mart"})
+    recorded = load(single.uri, "singles")
+    assert recorded.subject is None
+    assert recorded.winner.name == "strong"
+    assert recorded.winner.point == {"attack.eps": 0.2, "objective.accuracy": "mart"}
+    assert answer(recorded).headline.startswith("Of the trainings, strong has the largest")
+    html, _ = render(recorded, pictures=False)
+    assert "singles – MOREL report" in html
+    command = ["report", "singles", "--no-pictures", "--out", str(tmp_path / "s.html")]
+    assert main([*command, f"tracking.uri={made.uri}"]) == 0
+
+
+def test_half_a_record_is_a_gap_and_not_an_error(made: Made):
+    other = Made(made.storage, "broken", name="torn")
+    other.search(2)
+    other.final(
+        "torn/00000001", 2000.0, stop_reason="", texts={"evaluation/test-x.json": '{"format": 1}'}
+    )
+    tags = {"morel.point": '{"k1": NaN, "attack.eps": 0.1}', "morel.number": "two"}
+    other.final("torn/00000002", 2001.0, stop_reason="", tags=tags)
+    recorded = load(other.uri, "broken")
+    assert any("evaluation/test-x.json of torn/00000001" in gap for gap in recorded.gaps)
+    assert [trial.number for trial in recorded.trials] == [1, 2]
+    assert recorded.trials[1].point == {"attack.eps": 0.1}
+    html, _ = render(recorded, pictures=False)
+    assert "Parts of the record could not be read" in html
+
+
 def test_an_unknown_search_is_named(made: Made):
     with pytest.raises(MorelError, match=r"search 'hunter' is not in experiment 'made'.*hunt"):
         load(made.uri, "made", "hunter")
