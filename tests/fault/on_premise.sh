@@ -53,6 +53,32 @@ ray job submit --working-dir . -- python -m orchestrator tune smoke name=hill \
   overrides.training.epochs=2
 said "search is done"
 python -m orchestrator status hill storage_path="$folder/runs" --json > "$folder/status.json"
+
+# A notice of AWS's kind reaches the poller on the worker, and Ray hears of it.
+python - <<'END' &
+import json, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Metadata(BaseHTTPRequestHandler):
+    def do_PUT(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b"t")
+    def do_GET(self):
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))
+        self.send_response(200); self.end_headers()
+        self.wfile.write(json.dumps({"action": "terminate", "time": end}).encode())
+HTTPServer(("127.0.0.1", 8000), Metadata).serve_forever()
+END
+ssh -i "$folder/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.2 \
+  "RAY_AUTH_MODE=token python '$repository/deploy/spot_notice.py' --metadata http://127.0.0.1:8000 \
+   --lock '$folder/lock'"
+python - > "$folder/draining" <<'END'
+import ray
+from ray._private.state import state
+ray.init(log_to_driver=False)
+addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+print(*(addresses[node] for node in state.get_draining_nodes()))
+END
+said "draining: $(cat "$folder/draining")"
+
 ray down --yes "$folder/on_premise.yaml"
 said "cluster is down"
 left() { ps -eo stat=,comm= | grep -v '^Z' | grep -cE 'gcs_server|raylet' || true; }

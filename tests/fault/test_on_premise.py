@@ -1,4 +1,4 @@
-"""`deploy/on_premise.yaml` for real: `ray up` over SSH on loopback, a search, `ray down`."""
+"""`deploy/on_premise.yaml` for real: `ray up` by SSH on loopback, search, notice, `ray down`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def filled(folder: Path) -> dict[str, Any]:
     return config
 
 
-@pytest.mark.long  # about a minute, and it needs an SSH server
+@pytest.mark.long  # some minutes on a busy machine, and it needs an SSH server
 def test_search_on_a_cluster_that_ray_up_has_made() -> None:
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
@@ -52,4 +52,5 @@ def test_search_on_a_cluster_that_ray_up_has_made() -> None:
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
         status = json.loads((folder / "status.json").read_text())
         assert status["state"] == "finished"
+        assert (folder / "draining").read_text().strip() == "127.0.0.2"
         assert {trial["why"] for trial in status["trials"]} == {"all 2 epochs trained"}
