@@ -16,6 +16,11 @@ from orchestrator.config import RunConfig, ScalingConfig, tracking_uri
 
 ADDRESS = "RAY_ADDRESS"
 CONTROL = "control"  # resource of nodes that hold drivers and controllers, not training
+MLFLOW_CREDENTIALS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
 # Ray reads these when it starts; a user's own setting wins.
 RAY_ENVIRONMENT = {
     # A report waits for the controller's next poll: 2 s would be most of a small run.
@@ -112,7 +117,10 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
     else:
         options["address"] = address
     try:
-        with on_loopback() if address is None else contextlib.nullcontext():
+        if address is None:
+            with on_loopback(), without_credentials():
+                ray.init(**options)
+        else:
             ray.init(**options)
         if address is None:
             own_token()
@@ -150,6 +158,20 @@ def on_loopback() -> Generator[None]:
     finally:
         del os.environ[switch]
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def without_credentials() -> Generator[None]:
+    """A Ray that is started inside does not inherit the credentials of MLflow.
+
+    Only the driver speaks to MLflow; a request of its writer in these seconds is repeated.
+    """
+    names = [name for name in MLFLOW_CREDENTIALS if name in os.environ]
+    before = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def own_token() -> None:

@@ -27,7 +27,7 @@ sys.path[:] = [folder for folder in sys.path if folder != {str(ROOT)!r}]
 
 
 class Head:
-    """One node that takes jobs, with ``num_cpus`` CPUs; killed by pid, may be started again.
+    """A node that takes jobs, with ``num_cpus`` CPUs; killed by pid, may be started again.
 
     ``environment`` is that of a shell that may submit jobs to it.
     """
@@ -78,6 +78,14 @@ class Head:
             "else: raise SystemExit('the head did not come up')\n"
         )
         subprocess.run([sys.executable, "-c", code, self.address], env=self.inside, check=True)
+
+    def add_node(self) -> None:
+        """Start one more node without CPUs, and wait until it has joined; killed with the head."""
+        command = ["ray", "start", f"--address=127.0.0.1:{self.ports['port']}", "--num-cpus=0"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
+        subprocess.run(
+            command, env=self.inside, cwd=self.folder, check=True, capture_output=True, timeout=120
+        )
 
     def kill(self) -> None:
         """SIGKILL the node with all that runs on it."""

@@ -14,7 +14,7 @@ from morel_core.errors import MorelError
 from orchestrator.arguments import parser, split_overrides
 from orchestrator.cluster import check_scaling, check_tracking
 from orchestrator.config import RunConfig, compose, packaged
-from orchestrator.jobs import as_in_job
+from orchestrator.jobs import as_in_job, check_absolute
 from orchestrator.masking import masked_address
 from orchestrator.records import new_name
 
@@ -90,6 +90,7 @@ def read_command(argv: Sequence[str], folder: Path, uploaded: Mapping[str, int])
     with contextlib.chdir(folder), as_in_job():
         for kind, path in _config_files(arguments):
             _check_uploaded(kind, path, folder, uploaded)
+        check_absolute("--weights", getattr(arguments, "weights", None))
         base, plan = _plan(name, arguments, overrides)
     return Asked(argv=argv, name=given, base=base, plan=plan)
 

@@ -122,3 +122,18 @@ def test_a_missing_or_wrong_token_is_refused(head: Head) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"morel: the cluster at {head.address} refuses the token")
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_sqlite_is_refused_once_there_are_two_nodes(head: Head) -> None:
+    """By who submits and by the driver, before anything is recorded."""
+    head.add_node()
+    command = ("train", "digits", f"storage_path={head.folder}/two", "name=two", "model.width=4")
+    reason = "not SQLite on a cluster of 2 nodes: its file is on one of them and lost with it"
+    refused = morel_submit(head.environment, "--", *command)
+    assert refused.returncode == 2
+    assert reason in refused.stderr
+    joining = (*command, f"cluster.address=127.0.0.1:{head.ports['port']}")
+    refused = run(head.environment, sys.executable, "-m", "orchestrator", *joining)
+    assert refused.returncode == 2
+    assert reason in refused.stderr
+    assert not (head.folder / "two" / "two" / "journal").exists()

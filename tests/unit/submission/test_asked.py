@@ -84,6 +84,7 @@ def test_other_commands_are_sent_as_they_are():
             "storage_path = 'runs': must be absolute in",
         ),
         (("train", "training.epochs=0"), "training.epochs = 0"),
+        (("evaluate", "digits_cnn", "--weights", "m.pt"), "--weights = 'm.pt': must be absolute"),
         (
             ("train", "tracking.uri=http://me:planted@host:5000"),
             "tracking.uri: holds a password, and a job's command is shown to all",
