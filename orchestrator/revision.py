@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMMIT, DIFF = "MOREL_COMMIT", "MOREL_DIFF"
+NO_DIFF = "e3b0c44298fc1c14"  # of nothing, as sha256sum prints it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ def revision(folder: Path | None = None, environment: Mapping[str, str] | None =
     """
     given = os.environ if environment is None else environment
     if given.get(COMMIT):
-        return Revision(commit=given[COMMIT], diff=given.get(DIFF, ""))
+        diff = given.get(DIFF, "")
+        return Revision(commit=given[COMMIT], diff="" if diff == NO_DIFF else diff)
     here = folder or Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD").decode().strip()
     if not commit:

@@ -57,6 +57,13 @@ def test_a_job_says_what_it_was_sent_from(monkeypatch, tmp_path):
     assert tags["morel.diff"] == "0123456789abcdef"
 
 
+def test_the_hash_of_no_difference_is_none(monkeypatch):
+    """As `git diff HEAD | sha256sum | cut -c1-16` sends it with Ray's own command."""
+    monkeypatch.setenv("MOREL_COMMIT", "abc123")
+    monkeypatch.setenv("MOREL_DIFF", hashlib.sha256(b"").hexdigest()[:16])
+    assert revision().tags() == {"morel.commit": "abc123"}
+
+
 def test_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert revision() == Revision(commit="unknown", diff="")
