@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _READERS = 16
-"""Objects read at a time: each is a round trip to the store."""
+"""Objects read at a time: each is a round trip or two to the store."""
+_AHEAD = 10 * _READERS
+"""Objects asked for before the first of them is needed."""
 
 
 class Journal:
@@ -205,13 +207,15 @@ class _ObjectStore:
     def read(self) -> Iterator[Event]:
         paths = self._paths()
         with ThreadPoolExecutor(_READERS) as pool:
-            for path, content in zip(paths, pool.map(self._content, paths), strict=True):
-                try:
-                    event = Event.from_json(content)
-                except ValueError:
-                    _logger.warning("%s is unreadable, left out", path)
-                    continue
-                yield event
+            for start in range(0, len(paths), _AHEAD):  # somebody may want the first event alone
+                some = paths[start : start + _AHEAD]
+                for path, content in zip(some, pool.map(self._content, some), strict=True):
+                    try:
+                        event = Event.from_json(content)
+                    except ValueError:
+                        _logger.warning("%s is unreadable, left out", path)
+                        continue
+                    yield event
 
     def _content(self, path: str) -> bytes:
         with self._open()[0].open_input_stream(path) as stream:
