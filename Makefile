@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types contracts unit long audit install clean
+.PHONY: demo test lint types contracts unit long docs audit install clean
 
 # A search over MOREL's loss weights, temperature and attack on scikit-learn's digits.
 demo: $(STAMP)
@@ -48,6 +48,10 @@ audit: $(STAMP)
 	-timeout 120 $(AUDIT)/pip-audit --requirement constraints.txt --no-deps --disable-pip \
 	  --progress-spinner off > build/audit/vulnerabilities.txt 2>&1
 	@tail -n 3 build/audit/vulnerabilities.txt
+
+# The site, into build/site; needs no network. docs/generate writes its reference pages.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .audit build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -135,8 +135,9 @@ class MorelNet(nn.Module):
             num_heads: attention heads; must divide ``embed_dim``.
             dropout: of the attention weights, in training mode.
             attention: False compares the projections directly.
-            mean, std: per channel; the net subtracts and divides before the encoder, because its
-                own inputs always lie in [0, 1].
+            mean: per channel; the net subtracts it and divides by ``std`` before the encoder,
+                because its own inputs always lie in [0, 1].
+            std: as ``mean``; both or neither.
 
         Returns:
             A net with ``net(x) == model((x - mean) / std)``, on the device and in the dtype of
