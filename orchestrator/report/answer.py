@@ -49,7 +49,7 @@ def answer(recorded: Recorded) -> Answer | None:
     return Answer(
         headline=_headline(recorded, winner),
         because=_because(recorded, winner),
-        numbers=_numbers(winner),
+        numbers=_numbers(recorded, winner),
         settings=[(key, value_text(value)) for key, value in winner.point.items()],
         sure=_sure(recorded, winner),
         cost=cost_rows(recorded),
@@ -86,7 +86,7 @@ def _because(recorded: Recorded, winner: Trial) -> str:
     return f"Verified robust accuracy {value}, held-out.{flagged}"
 
 
-def _numbers(winner: Trial) -> list[tuple[str, str, str]]:
+def _numbers(recorded: Recorded, winner: Trial) -> list[tuple[str, str, str]]:
     run = winner.run
     images = {split: run.metrics.get(f"{split}.images") for split in ("test", "verified")}
     rows: list[tuple[str, Score | None, str]] = []
@@ -105,10 +105,21 @@ def _numbers(winner: Trial) -> list[tuple[str, str, str]]:
             ("verified, robust", winner.verified, f"worst case of {attacks_of(winner)}, held-out")
         )
         rows.append(("verified, clean", winner.verified_clean, on("verified", "held-out images")))
-    held = int(run.metrics.get("best.holdout.images", run.metrics.get("holdout.images", 0)))
-    rows.append(("search, robust", winner.any_robust, f"{winner.attack} on {held} held-out images"))
-    rows.append(("search, clean", winner.clean, f"{held} held-out images"))
+    held = _held_out_images(recorded, winner)
+    rows.append(("search, robust", winner.any_robust, f"{winner.attack} on {held}"))
+    rows.append(("search, clean", winner.clean, held))
     return [(what, f"{value} %", how) for what, value, how in rows if value]
+
+
+def _held_out_images(recorded: Recorded, winner: Trial) -> str:
+    """How many the best epoch was measured on; a run without rungs has that in its config alone."""
+    metrics, config = winner.run.metrics, recorded.config
+    count = (
+        metrics.get("best.holdout.images")
+        or config.get("evaluation", {}).get("num_images")
+        or config.get("data", {}).get("holdout")
+    )
+    return f"{count:.0f} held-out images" if count else "held-out images"
 
 
 def _sure(recorded: Recorded, winner: Trial) -> list[str]:

@@ -87,8 +87,8 @@ def _bar(
         for a, b, kind in ((*ends[:2], f"{state} pale"), (*ends[1:], state))
         if b > a
     ]
-    if row >= 8:
-        places = [when(step.time) for step in trial.steps[:-1]]
+    places = [when(step.time) for step in trial.steps[:-1]]
+    if row >= 8 and ends[2] - ends[0] >= 4 * len(places):
         drawn += [line(at, top + 2, at, top + row - 2, "step") for at in places]
     if trial is recorded.winner:
         drawn.append(mark("star", ends[2], top + row / 2, min(7.0, row / 2), "mark won"))

@@ -29,6 +29,9 @@ from orchestrator.report.svg import (
     tip,
 )
 
+MANY = 60
+"""Trials from which on their lines are thin."""
+
 
 def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict[str, Any]]]:
     """Parallel coordinates of ``keys`` and robust accuracy, and what the page filters by.
@@ -45,6 +48,7 @@ def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict
     positions = [60 + (width - 120) * index / len(keys) for index in range(len(keys) + 1)]
     parts: list[Markup] = []
     order = sorted(recorded.trials, key=lambda t: t.robust.value if t.whole and t.robust else -1.0)
+    order.sort(key=lambda trial: trial is recorded.winner)  # above all others
     for trial in order:
         if not all(key in trial.point for key in keys):
             continue
@@ -79,7 +83,7 @@ def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict
         "Searched parameters and robust accuracy of each trial",
         group(parts, class_="points"),
         group(titles, aria_hidden="true"),
-        class_="parallel",
+        class_="parallel many" if len(order) > MANY else "parallel",
     )
     filters = [axis.filter(key) for key, axis in zip(keys, axes, strict=True)]
     if robust:

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from synthetic import HOSTILE, Made
+from synthetic import ATTACK, HOSTILE, Made
 
 from morel_core.errors import MorelError
 from orchestrator.cli import main
@@ -29,6 +29,11 @@ def test_the_winner_is_the_searchs_own_and_its_verified_number_leads(recorded):
     assert found.headline == f"Use {recorded.winner.name}."
     assert f"{recorded.winner.verified} %" in found.because
     assert "square100_linf_0.1 on 100 images" in found.because
+    assert (
+        "search, robust",
+        f"{recorded.winner.robust} %",
+        f"{ATTACK} on 300 held-out images",
+    ) in (found.numbers)
     assert any("McNemar" in line for line in found.sure)
     assert any("biased upwards" in line for line in found.sure)
     assert dict(found.cost)["CPU-seconds of trials"].startswith("100 s")
