@@ -84,7 +84,7 @@ def front(recorded: Recorded, width: float) -> Markup:
         if won:
             drawn.append(mark("star", x, y, 8, "mark won"))
         element = tip(drawn, describe(trial), "point", data_trial=trial.number)
-        (last if inside else parts).append(element)
+        (last if inside or trial.baseline else parts).append(element)
     for trial in verified:
         clean, robust = _pair(trial.verified_clean, trial.verified)
         x, y = frame.x(clean.value), frame.y(robust.value)
@@ -98,7 +98,12 @@ def front(recorded: Recorded, width: float) -> Markup:
         last.append(tip(drawn, label, "point", data_trial=trial.number))
     labels = place_labels(
         [
-            Wanted(frame.x(x.value), frame.y(y.value), trial.name)
+            Wanted(
+                frame.x(x.value),
+                frame.y(y.value),
+                trial.name,
+                must=trial is recorded.winner or trial.baseline is not None,
+            )
             for trial in _label_order(recorded, shown)
             for x, y in [_pair(trial.clean, trial.robust)]
         ],

@@ -240,6 +240,8 @@ class Wanted(NamedTuple):
     x: float
     y: float
     content: str
+    must: bool = False
+    """Set further away, at the end of a line, where there is no room beside its point."""
 
 
 def place_labels(
@@ -256,7 +258,7 @@ def place_labels(
         (x - 5, y - 5, x + 5, y + 5) for x, y in marks
     ]
     parts: list[Markup] = []
-    for x, y, content in wanted:
+    for x, y, content, must in wanted:
         width = len(content) * CHAR
         choices = [
             (x + 10, y + 4, "start"),
@@ -268,12 +270,19 @@ def place_labels(
             (x + 8, y + 18, "start"),
             (x - 8, y + 18, "end"),
         ]
-        for left, base, anchor in choices:
+        near = len(choices)
+        if must:
+            for far in (36, 64, 96):
+                choices += [(x + far, y - far, "start"), (x - far, y - far, "end")]
+                choices += [(x + far, y + far, "start"), (x - far, y + far, "end")]
+        for index, (left, base, anchor) in enumerate(choices):
             begin = left - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
             box = (begin, base - LINE + 3, begin + width, base + 3)
             inside = box[0] >= 2 and box[2] <= right and box[1] >= 2 and box[3] <= bottom
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
+                if index >= near:
+                    parts.append(line(x, y, left, base - 4, "link"))
                 parts.append(text(left, base, content, "label", anchor))
                 break
     return group(parts, aria_hidden="true")

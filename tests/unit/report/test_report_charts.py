@@ -71,6 +71,10 @@ def test_labels_cover_neither_marks_nor_each_other():
     assert drawn.count("<text") == 3
     crowded = place_labels([Wanted(100, 100, "x" * 20)] * 12, [], 300, 200)
     assert 0 < crowded.count("<text") < 12  # the others are left to their tooltips
+    around = [(100 + 9 * i, 100 + 9 * j) for i in range(-5, 6) for j in range(-5, 6)]
+    assert "<text" not in place_labels([Wanted(100, 100, "paper")], around, 300, 300)
+    led = place_labels([Wanted(100, 100, "paper", must=True)], around, 300, 300)
+    assert (led.count("<text"), led.count('class="link"')) == (1, 1)
 
 
 def test_the_front_draws_whole_trials_once_and_marks_what_they_are(recorded):
