@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.arguments import Command, parser, split_command, split_overrides
+from orchestrator.failures import failure_reason
 from orchestrator.masking import masked
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def fail(arguments: argparse.Namespace, message: str, code: int) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [""])[0]
+    """The first line of an error's message; of one that is a whole traceback, what it ends in."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return failure_reason(str(error)) if line.startswith("Traceback") else line
 
 
 def consoles(arguments: argparse.Namespace) -> tuple[Console, Console]:

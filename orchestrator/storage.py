@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import socket
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from morel_core.errors import MorelError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
 STORES = {"s3": "?allow_delayed_open=true", "gs": "?retry_limit_seconds=30"}
 """Schemes of object stores, with pyarrow's options: by default it writes an S3 object in three
 requests, one after the other, and tries for a quarter of an hour to reach Google's storage."""
 REASON_CHARS = 200
+PAUSES_S = (1.0, 5.0, 20.0)
+"""Between the attempts of a request to a store; each has some seconds, and attempts of its own."""
 PRIVATE = 0o700  # Tune's pickled state lies here: nobody else may write it
 
 
@@ -56,10 +64,8 @@ def check_writable(path: str) -> None:
 
 def write(path: str, content: bytes) -> None:
     """Write a file, and the folders above it; it is there whole or not at all."""
-    if is_remote(path):  # an object appears when its stream is closed
-        system, inside = open_filesystem(path)
-        with system.open_output_stream(inside) as stream:
-            stream.write(content)
+    if is_remote(path):
+        patiently(lambda: _put(path, content))
         return
     target = Path(path)
     target.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
@@ -71,12 +77,36 @@ def write(path: str, content: bytes) -> None:
     beside.replace(target)
 
 
+def _put(path: str, content: bytes) -> None:
+    """An object appears when its stream is closed."""
+    system, inside = open_filesystem(path)
+    with system.open_output_stream(inside) as stream:
+        stream.write(content)
+
+
+def patiently(request: Callable[[], T]) -> T:
+    """What ``request`` to a store returns, which may fail for half a minute: a search goes on."""
+    for pause in PAUSES_S:
+        try:
+            return request()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            _logger.warning("%s; tried again in %g s", _reason(str(error)), pause)
+            time.sleep(pause)
+    return request()
+
+
 def read_text(path: str) -> str | None:
     """The text of a file, or None if there is none."""
     system, inside = open_filesystem(path)
-    try:
+
+    def read() -> str:
         with system.open_input_stream(inside) as stream:
             return stream.read().decode()
+
+    try:
+        return patiently(read) if is_remote(path) else read()
     except FileNotFoundError:
         return None
 
@@ -147,7 +177,7 @@ def forget_stores() -> None:
 def _check_remote(path: str) -> None:
     place = f"{path}/.writable-{socket.gethostname()}-{os.getpid()}"
     try:
-        write(place, b"morel")
+        _put(place, b"morel")
     except (OSError, ValueError) as error:
         said = str(error)
         raise MorelError(

@@ -25,8 +25,8 @@ class _Handler(MotoRequestHandler):
         """Not a line for each request."""
 
 
-def _refuse(code: str, start_response: Any) -> list[bytes]:
-    start_response("403 Forbidden", [("Content-Type", "application/xml")])
+def _refuse(status: str, code: str, start_response: Any) -> list[bytes]:
+    start_response(status, [("Content-Type", "application/xml")])
     return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
 
 
@@ -38,17 +38,22 @@ class ObjectStore:
     endpoint: str = ""
     delay_s: float = 0.0
     """How long each request waits first, as if the store was far away."""
+    busy: int = 0
+    """So many of the next requests are answered with 503."""
     requests: list[str] = field(default_factory=list)
     """``PUT /bucket/key`` of each request."""
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         time.sleep(self.delay_s)
+        if self.busy:
+            self.busy -= 1
+            return _refuse("503 Slow Down", "SlowDown", start_response)
         # MLflow's server hands out links that are signed in their query.
         signed = environ.get("HTTP_AUTHORIZATION", "") or environ.get("QUERY_STRING", "")
         if KEY not in signed:  # moto lets everybody write
             code = "InvalidAccessKeyId" if "Credential=" in signed else "AccessDenied"
-            return _refuse(code, start_response)
+            return _refuse("403 Forbidden", code, start_response)
         return self.application(environ, start_response)
 
     @property

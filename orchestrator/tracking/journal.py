@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from morel_core.errors import MorelError
-from orchestrator.storage import open_filesystem
+from orchestrator.storage import open_filesystem, patiently
 from orchestrator.tracking.events import Event, Kind, check_run_id
 
 if TYPE_CHECKING:
@@ -200,8 +200,13 @@ class _ObjectStore:
         if self._next is None:
             filesystem.create_dir(folder, recursive=True)
             self._next = 1 + max((int(Path(path).stem) for path in self._paths()), default=-1)
-        with filesystem.open_output_stream(f"{folder}/{self._next:012d}.json") as stream:
-            stream.write(line)
+        place = f"{folder}/{self._next:012d}.json"
+
+        def put() -> None:
+            with filesystem.open_output_stream(place) as stream:
+                stream.write(line)
+
+        patiently(put)  # the same object again, if it was there after all
         self._next += 1
 
     def read(self) -> Iterator[Event]:

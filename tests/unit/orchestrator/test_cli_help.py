@@ -65,6 +65,13 @@ def raising(error):
         (MorelError("of two\nlines"), 2, "morel: of two lines"),
         (KeyError("lost"), 1, "morel: KeyError: 'lost' (see --debug)"),
         (RuntimeError("first\nsecond"), 1, "morel: RuntimeError: first (see --debug)"),
+        (
+            RuntimeError(
+                "Traceback (most recent call last):\n  File x\nOSError: the store is away"
+            ),
+            1,
+            "morel: RuntimeError: OSError: the store is away (see --debug)",
+        ),
         (RuntimeError(), 1, "morel: RuntimeError:  (see --debug)"),
         (
             KeyboardInterrupt(),

@@ -32,7 +32,7 @@ def s3(served: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectS
     storage.forget_stores()
     served.requests.clear()
     yield served
-    served.delay_s = 0
+    served.delay_s = served.busy = 0
     storage.forget_stores()
 
 
@@ -97,6 +97,22 @@ def test_the_journal_comes_back_after_a_kill(s3: ObjectStore) -> None:
     events = list(Journal(root).events())
     assert [event.seq for event in events] == list(range(13))
     assert [event.payload["epoch"] for event in events] == list(range(13))
+
+
+def test_a_store_that_is_busy_is_waited_for(
+    s3: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.02))
+    journal = Journal(f"{BUCKET}/busy")
+    journal.append("run", "start", "start", {})
+    s3.busy = 4  # the store's client tries three times by itself
+    journal.append("run", "epoch", "epoch:1", {"epoch": 1, "metrics": {}})
+    assert s3.busy == 0
+    s3.busy = 4
+    storage.write(f"{BUCKET}/busy/file", b"content")
+    s3.busy = 4
+    assert storage.read_text(f"{BUCKET}/busy/file") == "content"
+    assert [event.key for event in Journal(f"{BUCKET}/busy").events()] == ["start", "epoch:1"]
 
 
 @pytest.mark.parametrize(
