@@ -29,7 +29,7 @@ from orchestrator.cli import main
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.tracking import Journal
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STORAGE = "s3://runs/of/tests"
 SMALL = {
