@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         cpus, _ = local_resources()
         options |= {"address": "local", "include_dashboard": dashboard, "num_cpus": int(cpus)}
         options["resources"] = {CONTROL: 10_000}
+        if not dashboard:
+            options["dashboard_port"] = unused_port()
     else:
         options["address"] = address
     try:
@@ -136,6 +139,18 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         # free the forgotten ones here first.
         gc.collect()
         ray.shutdown()
+
+
+def unused_port() -> int:
+    """A port where nothing listens.
+
+    Without its dashboard Ray notes an address of it all the same, by default port 8265. Another
+    Ray of this machine may have its own there, which does not know our runs: Ray Train would take
+    their controllers for dead, and their workers away.
+    """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 @contextmanager
