@@ -43,8 +43,11 @@ class ScalingConfig:
     """Workers of one training run; Ray starts one process for each."""
 
     num_workers: int = 1
+    """Processes that share each batch."""
     cpus_per_worker: int = 1
+    """CPUs reserved for each."""
     gpus_per_worker: float = 0.0
+    """GPUs for each; 0 trains on CPUs."""
 
     def __post_init__(self) -> None:
         check(self.num_workers >= 1, "num_workers", self.num_workers, "must be >= 1")
@@ -59,6 +62,7 @@ class TrackingConfig:
     uri: str | None = None
     """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else sqlite:///<storage_path>/mlflow.db."""
     experiment: str = "morel"
+    """MLflow experiment that the run is recorded in."""
 
     def __post_init__(self) -> None:
         check_no_credentials("uri", self.uri, "MLFLOW_TRACKING_URI")

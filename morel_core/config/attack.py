@@ -21,12 +21,17 @@ class AttackConfig:
     """Projected gradient descent in a ball (Madry et al. 2018); the published one by default."""
 
     norm: Norm = "linf"
+    """Of the ball: largest change of a pixel, or Euclidean length of the whole change."""
     eps: float = 0.031
+    """Radius of the ball, for images in [0, 1]."""
     step_size: float = 0.007
+    """Length of a step, in the units of eps."""
     num_steps: int = 10
+    """Gradient steps."""
     init: Init = "gaussian"
     """gaussian: x + init_scale·N(0, I) (TRADES); uniform: in the ball (Madry); none: x itself."""
     init_scale: float = 0.001
+    """gaussian only: standard deviation of the start."""
     loss: AttackLoss = "auto"
     """What it maximises; auto: KL for TRADES, cross-entropy otherwise."""
 

@@ -13,6 +13,7 @@ class DataConfig:
     """Which images, and how they are divided. The split follows from ``split_seed`` alone."""
 
     name: str = "digits"
+    """Which data set; the names are below."""
     root: str | None = None
     """Folder of the files; default: the environment's MOREL_DATA_ROOT, else ~/.cache/morel/data."""
     download: bool = False
@@ -20,9 +21,11 @@ class DataConfig:
     holdout: int = 200
     """Images of the training set kept out of training: what selects is measured on them."""
     split_seed: int = 0
+    """Of the draws of held-out images and of ``train_size``."""
     train_size: int | None = None
     """Use only this many training images (class-balanced draw); default: all that are left."""
     test_size: int | None = None
+    """Use only this many test images (class-balanced draw); default: all."""
     augmentation: Literal["none", "crop", "crop_flip", "idbh"] = "none"
     """idbh: flips, CropShift and ColorShape (Li & Spratling 2023); with ``erasing`` 0.5 or 1 it is
     the whole of their IDBH-weak or -strong."""
@@ -61,11 +64,15 @@ class SyntheticConfig(DataConfig):
 
     name: str = "synthetic"
     num_classes: int = 10
+    """Pictures, one a class."""
     image_size: int = 16
+    """Side in pixels."""
     channels: int = 3
+    """1: grey, 3: colour."""
     num_train: int = 2000
     """Training images, the held-out ones among them."""
     num_test: int = 500
+    """Test images."""
     noise: float = 0.2
     """Standard deviation of the pixel noise (images lie in [0, 1]): how hard the task is."""
     seed: int = 0

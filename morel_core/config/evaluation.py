@@ -17,6 +17,7 @@ class RungConfig:
     num_steps: int | None = None
     """Of the evaluation attack, as is step_size; its ball is the same on every rung."""
     step_size: float | None = None
+    """Of the evaluation attack, in the units of its eps."""
     restarts: int = 1
     """Random starts; later ones attack only the images that are still right."""
     iterate: Iterate = "last"
@@ -44,9 +45,11 @@ class EvaluationConfig:
     every: int = 1
     """Measure after every so many epochs, and after the last."""
     batch_size: int = 256
+    """Images attacked at a time; also a shard of ``morel evaluate``."""
     num_images: int | None = None
     """Use only the first so many held-out images; default: all."""
     seed: int = 0
+    """Of the attack's starts."""
     rungs: list[RungConfig] = field(default_factory=lambda: list[RungConfig]())
     """Weaker attacks on fewer images at first, cheap ones: `morel_core.ladder`. Default: none."""
     asynchronous: bool = False

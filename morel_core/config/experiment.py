@@ -19,6 +19,7 @@ class ExperimentConfig:
     """Everything that decides the numbers of a training run."""
 
     seed: int = 0
+    """Of initialisation, order of images, augmentation, dropout and the training attack."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -16,14 +16,19 @@ class ModelConfig:
     """Which network, and the embedding space that training adds to it."""
 
     name: str = "digits_cnn"
+    """Which network; the names are below."""
     embed_dim: int = 128
+    """Width of the embedding space."""
     attention: bool = True
     """False leaves the class-adaptive attention out (ablation): projections are compared as is."""
     num_heads: int = 2
+    """Of the attention; must divide embed_dim."""
     dropout: float = 0.0
+    """Of the attention weights while training."""
     mean: list[float] | None = None
     """Per-channel mean that the network itself subtracts; inputs always lie in [0, 1]."""
     std: list[float] | None = None
+    """Per-channel standard deviation that it divides by; both or neither."""
 
     def __post_init__(self) -> None:
         check(self.embed_dim >= 1, "embed_dim", self.embed_dim, "a width >= 1")
@@ -84,6 +89,7 @@ class WideResNetConfig(ModelConfig):
     depth: int = 34
     """6 n + 4: three stages of n blocks of two convolutions."""
     widen_factor: int = 10
+    """Channels, relative to a plain residual network's 16, 32 and 64."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,8 @@ class ObjectiveConfig:
     """The two objectives of MOREL and how they are weighed (arXiv 2410.01697)."""
 
     accuracy: Accuracy = "trades"
+    """TRADES (Zhang et al. 2019), MART (Wang et al. 2020), LOAT, AT (Madry et al. 2018); custom: a
+    callable of your own, in code."""
     morel: bool = True
     """False trains the accuracy objective alone: the plain TRADES, MART, LOAT or AT baseline."""
     beta: float = 6.0
@@ -42,13 +44,17 @@ class ObjectiveConfig:
     features: Literal["natural", "adversarial", "both"] = "natural"
     """Rows of the contrastive term: natural in the 2024 experiments, both in advermorel."""
     loat_base: Literal["mart", "trades"] = "mart"
+    """loat only, as are the keys below: what it adds its terms to."""
     loat_measure: Literal["mse", "kl"] = "mse"
+    """How the fluctuation of logits is measured."""
     loat_theta: float = 1.0
     """θ: weight of the logit fluctuation (advermorel 1, its authors' script 0.1)."""
     loat_lore: bool = False
     """Add the LORE term, weighted loat_gamma."""
     loat_gamma: float = 0.05
+    """Weight of the LORE term."""
     loat_early_epochs: int = 1
+    """Epochs of the early phase."""
     loat_late_start: int | None = None
     """First epoch (counted from 1) of the late phase; default: the last tenth of training."""
 

@@ -16,11 +16,15 @@ class OptimizerConfig:
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or AdamW."""
     lr: float = 0.01
+    """Learning rate, before the schedule; of the whole batch, whatever the number of workers."""
     momentum: float = 0.9
     """sgd only, as is nesterov."""
     nesterov: bool = False
+    """Nesterov's momentum."""
     weight_decay: float = 2e-4
+    """L2 penalty (sgd) or decoupled decay (adamw)."""
     no_decay_on_norm_and_bias: bool = False
     """Decay weight matrices and kernels alone, no parameter of one dimension (He et al. 2019)."""
     schedule: Literal["constant", "piecewise", "cosine", "one_cycle"] = "constant"

@@ -32,6 +32,7 @@ class TrainingConfig:
     """Length and batches of a run."""
 
     epochs: int = 10
+    """Passes over the training images."""
     batch_size: int = 128
     """Of all workers together: the number of workers does not change the batch."""
     micro_batches: int = 1

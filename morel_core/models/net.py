@@ -58,11 +58,13 @@ class MorelNet(nn.Module):
         encoder: the classifier with its head replaced by the identity, (B, C, H, W) → (B, D).
         head: the classifier's last linear layer, (B, D) → (B, K).
         projection: (B, D) → (B, embed_dim).
-        pre_norm, attention: class-adaptive attention over projections, both None without it.
+        pre_norm: LayerNorm before the attention; None without it.
+        attention: class-adaptive, over projections; None without it.
         encoder_passes: how to run the encoder while training (`precision.EncoderPasses`); None: as
             it is.
-        mean, std: (C, 1, 1) or None; inputs are normalised with them before the encoder. Not part
-            of the state dict.
+        mean: (C, 1, 1) or None; subtracted from inputs before the encoder. Not part of the state
+            dict.
+        std: as ``mean``; inputs are divided by it.
     """
 
     mean: Tensor | None

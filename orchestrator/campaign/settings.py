@@ -17,6 +17,7 @@ class PrimaryConfig:
     """The number that the comparisons are about, fixed before the first trial."""
 
     metric: Literal["robust_accuracy", "clean_accuracy"] = "robust_accuracy"
+    """Accuracy under ``attack``, or on clean images."""
     attack: str = "pgd20"
     """By name, in the ball of the evaluation attack; every replicate is measured with it."""
 
@@ -26,6 +27,7 @@ class CampaignSettings:
     """The keys of a campaign file."""
 
     description: str = ""
+    """For people."""
     recipe: str = "digits"
     """The run that every method changes: a recipe by name or file."""
     overrides: dict[str, Any] = field(default_factory=lambda: Values())

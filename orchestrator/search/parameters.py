@@ -46,9 +46,13 @@ class FloatParameter:
     """A real number in ``[low, high]``, uniform or (``log``) uniform in its logarithm."""
 
     low: float
+    """Least value."""
     high: float
+    """Largest value."""
     step: float | None = None
+    """Only low, low + step, …; not with log."""
     log: bool = False
+    """Uniform in the logarithm."""
     when: Values = field(default_factory=lambda: Values())
     """Drawn only if each of these parameters has the value, or one of the values, given here."""
 
@@ -82,10 +86,15 @@ class IntParameter:
     """A whole number from ``low`` to ``high``, both included."""
 
     low: int
+    """Least value."""
     high: int
+    """Largest value."""
     step: int = 1
+    """Only low, low + step, …"""
     log: bool = False
+    """Uniform in the logarithm."""
     when: Values = field(default_factory=lambda: Values())
+    """As of a float."""
 
     def __post_init__(self) -> None:
         check(self.low < self.high, "low", self.low, f"must be below high = {self.high}")
@@ -118,6 +127,7 @@ class ListedValues:
     """A few values, without an order."""
 
     values: list[Any]
+    """What it may be."""
 
     def __post_init__(self) -> None:
         check_values(self.values)
@@ -137,6 +147,7 @@ class ChoiceParameter(ListedValues):
     """One of a few values."""
 
     when: Values = field(default_factory=lambda: Values())
+    """As of a float."""
 
     @cached_property
     def distribution(self) -> CategoricalDistribution:
@@ -156,6 +167,7 @@ class DerivedParameter:
     """A value computed from other parameters."""
 
     expression: str
+    """Arithmetic over other entries, as in ``attack.eps / 4``."""
 
     def __post_init__(self) -> None:
         try:

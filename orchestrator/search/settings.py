@@ -49,6 +49,7 @@ class GoalConfig:
     metric: Literal["robust_accuracy", "clean_accuracy", "tradeoff"] = "robust_accuracy"
     """tradeoff: clean and robust accuracy together; the result is their Pareto front."""
     mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
     constraints: list[str] = field(default_factory=lambda: list[str]())
     """As in ``clean_accuracy >= 0.8``: trials that miss one do not win."""
 
@@ -78,6 +79,7 @@ class SearcherConfig:
     """
 
     name: Literal["tpe", "nsga2", "nsga3", "random", "quasi_random", "grid"] = "tpe"
+    """Which of them."""
     startup_trials: int | None = None
     """tpe only: trials of a Sobol sequence before the model is used; default 10."""
     population_size: int | None = None
@@ -112,6 +114,7 @@ class SchedulerConfig:
     """
 
     name: Literal["asha", "hyperband", "pareto", "median", "pbt", "none"] = "asha"
+    """Which of them."""
     grace_period: int | None = None
     """asha, hyperband, pareto, median: no trial stops before this many epochs. Default: a quarter
     of the run, since adversarial training's first epochs say little about its last ones."""
@@ -177,8 +180,11 @@ class ResourcesConfig:
     """What one trial gets."""
 
     workers: int = 1
+    """Data-parallel workers of a trial."""
     cpus_per_worker: int = 1
+    """CPUs reserved for each."""
     gpus_per_worker: float = 0.0
+    """GPUs for each, also a part of one."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 1, "workers", self.workers, "must be >= 1")
@@ -208,6 +214,7 @@ class SearchSettings:
     """The keys of a search file."""
 
     description: str = ""
+    """For people."""
     recipe: str = "digits"
     """The run that every trial changes: a recipe by name or file."""
     overrides: dict[str, Any] = field(default_factory=lambda: Values())
@@ -231,7 +238,9 @@ class SearchSettings:
     ladder: LadderConfig = field(default_factory=LadderConfig)
     final: FinalConfig = field(default_factory=FinalConfig)
     parameters: dict[str, Any] = field(default_factory=lambda: Values())
+    """What is searched, by dotted key; a name without a dot is a helper variable."""
     baselines: dict[str, Any] = field(default_factory=lambda: Values())
+    """Points tried first, by name; ``paper``, the published setting, is required."""
 
     def __post_init__(self) -> None:
         check(self.num_trials >= 1, "num_trials", self.num_trials, "must be >= 1")

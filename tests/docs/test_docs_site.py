@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -59,3 +60,11 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         text = page.read_text()
         for attribute in ('src="http', 'rel="stylesheet" href="http'):
             assert attribute not in text, page
+
+
+def test_every_setting_says_what_it_is(site: Path) -> None:
+    page = (site / "reference" / "config.html").read_text()
+    rows = re.findall(r"<tr>\s*<td><code>(.*?)</code></td>.*?</tr>", page, re.DOTALL)
+    empty = re.findall(r"<td><code>(\S*?)</code></td>(?:(?!</tr>).)*<td></td>\s*</tr>", page, re.S)
+    assert len(rows) > 120
+    assert empty == []
