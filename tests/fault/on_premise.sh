@@ -41,16 +41,21 @@ MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false python -m mlflow server --workers 1 --h
   --port 5000 --backend-store-uri "sqlite:///$folder/server.db" \
   --artifacts-destination "$folder/artifacts" > "$folder/server.log" 2>&1 &
 
+# What drivers need of MLflow lies on the head alone.
+ssh="-i $folder/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+echo MLFLOW_TRACKING_URI=http://127.0.0.1:5000 > "$folder/driver.env"
+scp -q $ssh "$folder/driver.env" root@127.0.0.1:driver.env
 ray up --yes --no-config-cache "$folder/on_premise.yaml"
 said "head is up"
 export RAY_ADDRESS=127.0.0.1:6379
-until [[ "$(ray status 2>&1)" =~ /[1-9][0-9.]*\ CPU ]]; do sleep 2; done
+joined() { [[ "$(ray status 2>&1)" =~ /[1-9][0-9.]*\ CPU ]]; }
+for _ in $(seq 60); do joined && break; sleep 2; done
+joined
 said "worker has joined"
-ray status
+ray exec "$folder/on_premise.yaml" "ray status"
 export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265
 ray job submit --working-dir . -- python -m orchestrator tune smoke name=hill \
-  storage_path="$folder/runs" tracking.uri=http://127.0.0.1:5000 overrides.model.width=4 \
-  overrides.training.epochs=2
+  storage_path="$folder/runs" overrides.model.width=4 overrides.training.epochs=2
 said "search is done"
 python -m orchestrator status hill storage_path="$folder/runs" --json > "$folder/status.json"
 
@@ -67,7 +72,7 @@ class Metadata(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps({"action": "terminate", "time": end}).encode())
 HTTPServer(("127.0.0.1", 8000), Metadata).serve_forever()
 END
-ssh -i "$folder/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null root@127.0.0.2 \
+ssh $ssh root@127.0.0.2 \
   "RAY_AUTH_MODE=token python '$repository/deploy/spot_notice.py' --metadata http://127.0.0.1:8000 \
    --lock '$folder/lock'"
 python - > "$folder/draining" <<'END'

@@ -22,6 +22,7 @@ NEEDED = ("/usr/sbin/sshd", "rsync", "unshare", "ip", "ssh-keygen")
 def filled(folder: Path) -> dict[str, Any]:
     """The shipped file with a user's values."""
     config = yaml.safe_load((ROOT / "deploy" / "on_premise.yaml").read_text())
+    config["cluster_name"] = folder.name  # Ray shares SSH connections between clusters of one name
     config["provider"] |= {"head_ip": "127.0.0.1", "worker_ips": ["127.0.0.2"]}
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(folder / "key")}
     return config
@@ -38,6 +39,7 @@ def test_search_on_a_cluster_that_ray_up_has_made() -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MOREL_"))}
         done = subprocess.run(
             [
+                *("timeout", "--kill-after=5", "480"),
                 *("unshare", "--pid", "--net", "--mount", "--fork", "--mount-proc", "--kill-child"),
                 *("bash", str(SCRIPT), str(folder), str(Path(sys.executable).parent), str(ROOT)),
             ],
