@@ -27,6 +27,7 @@ UsePAM no
 PasswordAuthentication no
 PermitRootLogin prohibit-password
 PidFile none
+Subsystem sftp internal-sftp
 END
 for address in 127.0.0.1 127.0.0.2; do
   unshare --pid --mount --fork --mount-proc --kill-child bash -c \
