@@ -50,13 +50,21 @@ def answer(recorded: Recorded) -> Answer | None:
         headline=_headline(recorded, winner),
         because=_because(recorded, winner),
         numbers=_numbers(recorded, winner),
-        settings=[(key, value_text(value)) for key, value in winner.point.items()],
+        settings=[(key, value_text(value)) for key, value in _settings(recorded, winner).items()],
         sure=_sure(recorded, winner),
         cost=cost_rows(recorded),
         commands=_commands(recorded, winner),
         config=_yaml(recorded.config),
         environment=_environment(winner),
     )
+
+
+def _settings(recorded: Recorded, winner: Trial) -> dict[str, Any]:
+    """What was searched; of a campaign what makes the method, and what its tuning chose."""
+    for row in recorded.campaign.methods if recorded.campaign else ():
+        if row.method == winner.run.tags.get("morel.method"):
+            return {**row.given, **(row.tuning.settings if row.tuning else {})}
+    return winner.point
 
 
 def _headline(recorded: Recorded, winner: Trial) -> str:
@@ -130,6 +138,8 @@ def _sure(recorded: Recorded, winner: Trial) -> list[str]:
         if len(seeds) == 1
         else f"{len(seeds)} seeds: {', '.join(seeds[:12])}."
     )
+    if recorded.campaign:
+        return [*lines, "The tables below have the methods' means and intervals over seeds."]
     if winner.verified and winner.run.kind == "trial":
         against = rival(recorded, winner)
         lines += [against] if against else []

@@ -62,8 +62,9 @@ class Trial:
 
     @property
     def baseline(self) -> str | None:
-        """Its name, if it is one."""
-        return self.run.tags.get("morel.baseline")
+        """Its name, if it is one; a campaign's replicates are none."""
+        replicate = self.run.tags.get("morel.phase") == "replicates"
+        return None if replicate else self.run.tags.get("morel.baseline")
 
     @property
     def state(self) -> str:

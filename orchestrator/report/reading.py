@@ -95,6 +95,8 @@ def _trials(reader: _Reader, runs: Sequence[RunRecord], attack: str) -> list[Tri
         name = run.tags.get("morel.baseline") or f"trial {number}"
         if run.kind != "trial":
             name = run.name
+        elif run.tags.get("morel.phase") == "replicates":
+            name = f"{run.search} seed {run.tags.get('morel.seed', '?')}"
         elif several:  # of a campaign, whose searches count their trials each
             name = f"{run.search} {name}"
         found.append(

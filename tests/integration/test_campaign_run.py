@@ -139,7 +139,7 @@ def test_report_page_has_the_methods_table(
     page = out.read_text()
     assert "has the highest mean of the primary number" in page
     assert result.report.comparisons[0].sentence.partition(" (")[0] in page
-    assert "small-plain-seeds trial 1" in page
+    assert "small-plain-seeds seed 3" in page
 
 
 def test_repeated_it_runs_nothing_and_says_the_same(
