@@ -100,13 +100,19 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def update_if_finite(optimizer: Optimizer, loss: Tensor, clip_norm: float | None = None) -> Tensor:
+def update_if_finite(
+    optimizer: Optimizer,
+    loss: Tensor,
+    clip_norm: float | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
     """Clip, then update unless loss or gradient is not finite; decided on the device.
 
     Args:
         optimizer: fused, with gradients in place.
         loss: scalar.
         clip_norm: largest norm of the whole gradient; None does not clip.
+        allowed: boolean scalar on the device; where it is false, nothing is updated either.
 
     Returns:
         Boolean scalar on the device: whether the update was made.
@@ -114,6 +120,8 @@ def update_if_finite(optimizer: Optimizer, loss: Tensor, clip_norm: float | None
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     finite = torch.isfinite(norm) & torch.isfinite(loss.detach())
+    if allowed is not None:
+        finite = finite & allowed
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     # Fused optimisers read these two attributes, as they do under a GradScaler.

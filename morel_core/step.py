@@ -30,6 +30,7 @@ def train_step(
     shard: Shard | None = None,
     clip_norm: float | None = None,
     awp_gamma: float = 0.0,
+    allowed: Tensor | None = None,
     inspect: Callable[[Terms], Any] | None = None,
 ) -> tuple[Terms, Tensor]:
     """Attack, weigh the objectives, descend.
@@ -46,11 +47,12 @@ def train_step(
         shard: this rank's part of the global batch.
         clip_norm: largest norm of the whole gradient.
         awp_gamma: γ of adversarial weight perturbation; above 0 it adds one pass of the objective.
+        allowed: boolean scalar on the device; where it is false, nothing is updated.
         inspect: sees the terms before the backward pass.
 
     Returns:
-        The terms, and a boolean scalar on the device: whether gradient and loss were finite. If
-        they were not, nothing was updated.
+        The terms, and a boolean scalar on the device: whether gradient and loss were finite
+        and the update ``allowed``. If not, nothing was updated.
     """
     x_adv = attack(net, x, y, noise=noise)
 
@@ -63,7 +65,8 @@ def train_step(
             inspect(terms)
         optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
-    finite = update_if_finite(optimizer, average_over_ranks(terms.total.detach()), clip_norm)
+    loss = average_over_ranks(terms.total.detach())
+    finite = update_if_finite(optimizer, loss, clip_norm, allowed)
     return terms, finite
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from morel_core.distributed import (
 )
 from morel_core.errors import MorelError
 from morel_core.evaluation import CLEAN, EvaluationResult, evaluate
+from morel_core.finite import FiniteGuard
 from morel_core.ladder import Ladder
 from morel_core.losses import MorelObjective, Outputs, Terms
 from morel_core.micro_batches import in_slices
@@ -174,7 +176,9 @@ class Trainer:
         Returns:
             Plain floats: ``epoch``, ``num_epochs``, ``lr``, ``loss.*`` (means over the epoch),
             ``gradient_share.*`` (of its first batch), ``seconds``, ``images_per_second``,
-            ``diverged``; where the epoch was measured: ``clean_accuracy``, ``robust_accuracy``,
+            ``diverged``, and if so ``diverged_step``, the step (counted from 1) whose loss or
+            gradient was not finite and which, like those after it, updated nothing; where the
+            epoch was measured: ``clean_accuracy``, ``robust_accuracy``,
             each with ``_low`` and ``_high``, and ``best_*`` of the best epoch so far; with
             ``evaluation.rungs`` ``rung`` and ``num_images``, and the newest rung's best; with
             ``training.patience`` ``stopped_early``; with ``training.overfitting_guard`` see
@@ -227,28 +231,38 @@ class Trainer:
         self.net.train()
         sums: dict[str, Tensor] = {}
         shares: dict[str, Tensor] = {}
-        steps_finite = torch.zeros((), device=self.device)
+        guard = FiniteGuard(self.net, self.device)
         lr = 0.0
         for step, batch in enumerate(self.batches.epoch(self.epoch)):
             lr = learning_rate(
                 config.optimizer, self.epoch - 1 + step / steps, config.training.epochs
             )
             set_learning_rate(self.optimizer, lr)
-            terms, finite = self.step(batch, shares if step == 0 else None)
+            guard.before_step()
+            terms, finite = self.step(batch, shares if step == 0 else None, guard.allowed)
+            guard.after_step(finite)
             for name, value in terms.scalars().items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
-            steps_finite += finite
             if self.average is not None:
                 self.average.after_step(self.net, (self.epoch - 1) * steps + step)
         means = average_over_ranks(torch.stack([s.double() for s in sums.values()]) / steps)
-        metrics: Metrics = {"lr": lr, "diverged": float(steps_finite.item() < steps)}
+        done = guard.steps_done()
+        metrics: Metrics = {"lr": lr, "diverged": float(done < steps)}
+        if done < steps:
+            guard.restore_buffers()
+            metrics["diverged_step"] = done + 1.0
         metrics |= {f"loss.{k}": v for k, v in zip(sums, means.tolist(), strict=True)}
         return metrics | {f"gradient_share.{k}": v.item() for k, v in shares.items()}
 
-    def step(self, batch: Batch, shares: dict[str, Tensor] | None = None) -> tuple[Terms, Tensor]:
+    def step(
+        self,
+        batch: Batch,
+        shares: dict[str, Tensor] | None = None,
+        allowed: Tensor | None = None,
+    ) -> tuple[Terms, Tensor]:
         """One optimisation step of the network in train mode; fills ``shares`` if it is given.
 
-        Returns what `train_step` does.
+        Takes ``allowed`` and returns what `train_step` does.
         """
         awp = self.config.training.awp
         broadcast_buffers(self.net)
@@ -275,6 +289,7 @@ class Trainer:
                 shard=Shard(batch.sizes, batch.rank),
                 clip_norm=self.config.optimizer.clip_norm,
                 awp_gamma=awp.gamma if self.epoch > awp.warmup_epochs else 0.0,
+                allowed=allowed,
                 inspect=note_shares,
             )
 
@@ -365,8 +380,26 @@ class Trainer:
                 "epoch": self.epoch,
                 "history": self.history,
                 "best": self.best,
+                "diverged": self.divergence(),
             },
         )
+
+    def divergence(self) -> dict[str, Any] | None:
+        """The step at which training diverged, for whoever repeats it; None if it did not.
+
+        ``epoch`` and ``step`` (from 1), ``seed`` of its attack's noise, and ``images``: the places
+        of the global batch's images in the training split (those beyond it are extra ones). The
+        network as it stands is the one before that step.
+        """
+        if not self.diverged:
+            return None
+        epoch, step = self.epoch, int(self.history[-1].get("diverged_step", 1))
+        return {
+            "epoch": epoch,
+            "step": step,
+            "seed": derive_seed(self.config.seed, "step", epoch, step - 1),
+            "images": self.batches.places(epoch, step - 1).tolist(),
+        }
 
     def load(self, folder: Path | str) -> None:
         """Go on from a checkpoint; raises `MorelError` if it is damaged or of another network.

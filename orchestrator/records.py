@@ -101,7 +101,8 @@ def own_end(report: Mapping[str, Any]) -> str:
     """Why a run came to an end by itself; empty if it had more to train."""
     epoch = int(report.get("epoch", 0))
     if report.get("diverged"):
-        return f"diverged in epoch {epoch}"
+        step = int(report.get("diverged_step", 0))
+        return f"diverged in epoch {epoch}" + (f", at step {step}" if step else "")
     if report.get("catastrophic_overfitting"):
         return f"catastrophic overfitting in epoch {epoch}"
     if report.get("stopped_early"):

@@ -147,6 +147,10 @@ class Batches:
         )
         return mixed_order(order, extra_order, self.batch_size, self.num_extra)
 
+    def places(self, epoch: int, step: int) -> Tensor:
+        """Which images make up the global batch of a step (counted from 0): (batch_size,) int64."""
+        return self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+
     def _partners(self, epoch: int) -> Tensor:
         """At which place of the epoch the partner of each image stands, within the same batch."""
         keys = torch.rand(

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig
 from morel_core.config import AttackConfig
+from morel_core.finite import FiniteGuard
 from morel_core.losses import Terms
 from morel_core.models import DigitsCnn, DigitsCnnConfig
 from morel_core.models.net import find_head
@@ -109,8 +110,10 @@ def step_on_meta(
         noise = torch.randn(6, 3, 8, 8)
         objective = MorelObjective(config)
         pgd = PGD.from_config(AttackConfig(num_steps=2, **attack), config.attack_loss)
+        guard = FiniteGuard(net, x.device)
     # Outside of the default device: what the step makes has to be told where to lie.
     with NoWaiting() as seen:
+        guard.before_step()
         terms, finite = train_step(
             net,
             PublishedBatchNorm(objective) if published_batchnorm else objective,
@@ -122,8 +125,10 @@ def step_on_meta(
             epoch=1,
             num_epochs=10,
             clip_norm=clip_norm,
+            allowed=guard.allowed,
             inspect=spoil,
         )
+        guard.after_step(finite)
     assert terms.total.device.type == finite.device.type == "meta"
     return seen.operations
 
