@@ -125,7 +125,7 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     progress, _ = consoles(arguments)
 
     def starting() -> None:
-        workers = config.scaling.num_workers
+        workers = config.scaling.in_words
         progress.print(f"{workers} worker(s); starting Ray", highlight=False)
 
     result = train(

@@ -52,7 +52,7 @@ def check_scaling(scaling: ScalingConfig, cpus: float, gpus: float, beside: str 
 
     ``beside`` is the setting that asks for what one worker has on top, if there is one.
     """
-    workers = scaling.num_workers + bool(beside)
+    workers = scaling.min_workers + bool(beside)
     for kind, each, there in (
         ("gpus_per_worker", scaling.gpus_per_worker, gpus),
         ("cpus_per_worker", scaling.cpus_per_worker, cpus),
@@ -215,6 +215,22 @@ def address_passed_on() -> Generator[None]:
             del os.environ[ADDRESS]
         else:
             os.environ[ADDRESS] = before
+
+
+@contextmanager
+def watched_for_hanging(scaling: ScalingConfig) -> Generator[None]:
+    """Inside, Ray Train counts a worker as lost that does not answer for ``hang_timeout_s``."""
+    from ray.train.v2._internal.constants import WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR as NAME
+
+    before = os.environ.get(NAME)
+    os.environ[NAME] = str(scaling.hang_timeout_s)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NAME]
+        else:
+            os.environ[NAME] = before
 
 
 def driver_resources() -> dict[str, float]:

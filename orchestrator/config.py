@@ -42,17 +42,51 @@ NOT_SCIENTIFIC_EVALUATION = ("asynchronous",)
 class ScalingConfig:
     """Workers of one training run; Ray starts one process for each."""
 
-    num_workers: int = 1
-    """Processes that share each batch."""
+    num_workers: int | list[int] = 1
+    """Processes that share each batch. [min, max]: as many of these as there is room for, fewer
+    when a node leaves and more when one joins, with the same batch."""
     cpus_per_worker: int = 1
     """CPUs reserved for each."""
     gpus_per_worker: float = 0.0
     """GPUs for each; 0 trains on CPUs."""
+    max_failures: int = 3
+    """How often in a row, without an epoch in between, lost workers are begun anew from the last
+    checkpoint; nodes that were preempted do not count. For a trial: how often in all."""
+    hang_timeout_s: float = 300.0
+    """Seconds without a sign of life after which a worker of several counts as lost."""
 
     def __post_init__(self) -> None:
-        check(self.num_workers >= 1, "num_workers", self.num_workers, "must be >= 1")
+        asked = self.num_workers
+        if isinstance(asked, list):
+            ordered = len(asked) == 2 and 1 <= asked[0] <= asked[1]
+            check(ordered, "num_workers", asked, "a number, or [min, max] with 1 <= min <= max")
+        else:
+            check(asked >= 1, "num_workers", asked, "must be >= 1")
+        check(self.max_failures >= 0, "max_failures", self.max_failures, "must be >= 0")
+        check(self.hang_timeout_s > 0, "hang_timeout_s", self.hang_timeout_s, "seconds > 0")
         check(self.cpus_per_worker >= 1, "cpus_per_worker", self.cpus_per_worker, "must be >= 1")
         check(self.gpus_per_worker >= 0, "gpus_per_worker", self.gpus_per_worker, "must be >= 0")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change along the run."""
+        return isinstance(self.num_workers, list)
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest that train."""
+        return self.num_workers[0] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """The most that train."""
+        return self.num_workers[1] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def in_words(self) -> str:
+        """Such as ``2`` or ``1 to 4``."""
+        least, most = self.min_workers, self.max_workers
+        return f"{least} to {most}" if self.elastic else str(most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +145,7 @@ class RunConfig(ExperimentConfig):
         check_environment()
         slices = self.training.micro_batches
         check(
-            self.training.batch_size >= 2 * self.scaling.num_workers * slices,
+            self.training.batch_size >= 2 * self.scaling.max_workers * slices,
             "training.batch_size",
             self.training.batch_size,
             f"at least 2 images for each of scaling.num_workers = {self.scaling.num_workers}"

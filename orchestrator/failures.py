@@ -13,6 +13,9 @@ OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|MemoryError\b|out of memory|not enough memory|DefaultCPUAllocator"
     r"|CUBLAS_STATUS_ALLOC_FAILED|running low on memory"
 )
+STORAGE_FAILED = re.compile(
+    r"No space left on device|Read-only file system|Disk quota exceeded|File too large"
+)
 FAILED = "failed"
 """Key of a trial's last report, if it failed in a way that another attempt would only repeat."""
 DETERMINISTIC = ("ConfigError", "MorelError")
@@ -46,6 +49,11 @@ def failure_reason(error: BaseException | str | None) -> str:
 def out_of_memory(reason: str) -> bool:
     """Whether a `failure_reason` is that memory ran out."""
     return OUT_OF_MEMORY.search(reason) is not None
+
+
+def storage_failed(reason: str) -> bool:
+    """Whether a `failure_reason` is that the storage cannot be written."""
+    return STORAGE_FAILED.search(reason) is not None
 
 
 def repeats(reason: str) -> bool:

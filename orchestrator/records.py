@@ -74,7 +74,7 @@ def accuracy_names(prefix: str, attack: str) -> dict[str, str]:
 def epoch_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
     """One epoch's metrics as they are recorded."""
     names = accuracy_names("holdout", attack) | {"num_images": "holdout.images"}
-    kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second", "guard_")
+    kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second", "guard_", "workers")
     recorded = {names[key]: value for key, value in metrics.items() if key in names}
     return recorded | {key: value for key, value in metrics.items() if key.startswith(kept)}
 

@@ -15,6 +15,7 @@ from ray.util.queue import Queue
 
 from orchestrator import records
 from orchestrator.config import RunConfig
+from orchestrator.recovery import DAMAGED
 from orchestrator.tracking import Recorder
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
@@ -53,6 +54,7 @@ class Listener:
         self.queue = Queue(actor_options={"num_cpus": 0})
         self.last: dict[str, Any] | None = None
         self.failures: dict[int, str] = {}
+        self._said: dict[str, str] = {}
         self._config = config
         self._recorder = recorder
         self._run_id = run_id
@@ -75,8 +77,12 @@ class Listener:
             elif FAILED in report:
                 self._not_measured(**report[FAILED])
             else:
+                self._say(str(report.get(DAMAGED, "")))
                 for metrics in report["epochs"]:
+                    if "workers" in metrics:
+                        self._say(self._workers(int(metrics["workers"])))
                     self._epoch(metrics)
+                self._say(self._about_batchnorm(report))
                 self.last = report
 
     def _epoch(self, metrics: Mapping[str, Any], part: str = "") -> None:
@@ -84,6 +90,23 @@ class Listener:
         recorded = records.epoch_metrics(metrics, attack)
         self._recorder.epoch(self._run_id, int(metrics["epoch"]), recorded, part=part)
         self._show(metrics)
+
+    def _say(self, line: str) -> None:
+        """A line about the run, once."""
+        if line and line != self._said.get(line[:9]):
+            self._said[line[:9]] = line
+            self._show({"retry": line})
+
+    def _workers(self, count: int) -> str:
+        return f"trained by {count} worker(s), {self._config.training.batch_size} images a step"
+
+    def _about_batchnorm(self, report: Mapping[str, Any]) -> str:
+        if "batchnorm_workers" not in report:
+            return ""
+        return (
+            "BatchNorm takes its statistics of each worker's part of the batch, and the number of "
+            "workers has changed: the numbers are not those of a run with one number of workers"
+        )
 
     def _not_measured(self, epoch: int, reason: str) -> None:
         self.failures[epoch] = reason

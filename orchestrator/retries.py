@@ -13,6 +13,7 @@ from typing import Any
 from morel_core.errors import ConfigError
 from orchestrator.config import RunConfig, with_overrides
 from orchestrator.failures import failure_reason, out_of_memory
+from orchestrator.recovery import DAMAGED
 
 CHANGES = "changes"
 """Key of a Tune trial's config: settings that a retry changed, on top of the overrides."""
@@ -57,14 +58,23 @@ def retries(tune_trial: Any) -> list[str]:
 
 
 def retry_tags(lines: Sequence[str], own: RunConfig, report: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of a run that was run again.
+    """Tags of what happened to a run: why it was run again, and what differs by it.
 
     Args:
         lines: why, of each time.
         own: the config that it is recorded with.
         report: its newest, see `orchestrator.worker.circumstances`.
     """
-    tags = {"morel.retry": "; ".join(lines)}
+    tags = {"morel.retry": "; ".join(lines)} if lines else {}
+    if report.get(DAMAGED):
+        tags["morel.damaged"] = str(report[DAMAGED])
+    if report.get("workers_by_epoch"):
+        tags["morel.workers"] = str(report["workers_by_epoch"])
+    if report.get("batchnorm_workers"):
+        tags["morel.differs"] = (
+            f"the number of workers changed ({report['batchnorm_workers']}): BatchNorm's "
+            "statistics are those of each worker's rows"
+        )
     slices, meant = int(report.get("batchnorm_slices", 0)), own.training.micro_batches
     if slices > meant:
         tags["morel.differs"] = (

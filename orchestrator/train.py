@@ -18,9 +18,10 @@ from orchestrator.cluster import (
     cluster_address,
     local_resources,
     ray_session,
+    watched_for_hanging,
 )
 from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict, with_overrides
-from orchestrator.failures import failure_reason, out_of_memory
+from orchestrator.failures import failure_reason, out_of_memory, repeats, storage_failed
 from orchestrator.identity import check_identity
 from orchestrator.retries import in_more_slices, retry_tags
 from orchestrator.staging import Staged, stage
@@ -60,16 +61,20 @@ class Trained:
     """The newest report."""
     not_measured: str
     """See `TrainResult`."""
-    retry: str = ""
-    """Why the workers began anew from their last checkpoint; empty if they did not."""
+    retries: tuple[str, ...] = ()
+    """Why the workers began anew from their last checkpoint, of each time."""
 
 
-class OutOfMemory(MorelError):
-    """A worker ran out of memory after ``epoch``, the last one that was reported."""
+class WorkersLost(MorelError):
+    """The workers ended after ``epoch``, the last one that was reported; others may go on."""
 
     def __init__(self, message: str, *, epoch: int) -> None:
         super().__init__(message)
         self.epoch = epoch
+
+
+class OutOfMemory(WorkersLost):
+    """A worker ran out of memory."""
 
 
 def train(
@@ -179,7 +184,7 @@ def _fit(
             "morel.device": str(last.get("device", "unknown")),
             "morel.checkpoint": trained.checkpoint,
             **({"morel.not_measured": trained.not_measured} if trained.not_measured else {}),
-            **(retry_tags([trained.retry], own, last) if trained.retry else {}),
+            **retry_tags(trained.retries, own, last),
         },
         texts={"evaluation/test.json": exported.evaluation} if exported else {},
         model=exported.model if exported else None,
@@ -200,19 +205,33 @@ def _fit(
 def _run_to_the_end(
     config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
 ) -> tuple[RunConfig, Trained]:
-    """The workers' run, and its config; out of memory, once more in twice the micro-batches."""
-    try:
-        return config, _run_workers(config, staged, recorder, run_id, on_epoch)
-    except OutOfMemory as error:
-        changes, how = in_more_slices(config)
-        if not changes:
-            raise MorelError(f"{error}; it cannot go on in micro-batches: {how}") from error
-        retry = f"out of memory after epoch {error.epoch}; goes on {how}"
-    if on_epoch is not None:
-        on_epoch({"retry": retry})
-    config = with_overrides(config, changes)
-    trained = _run_workers(config, staged, recorder, run_id, on_epoch)
-    return config, dataclasses.replace(trained, retry=retry)
+    """The workers' run, begun anew from its last checkpoint where they were lost; and its config.
+
+    Out of memory, it goes on once, in twice the micro-batches. Otherwise ``scaling.max_failures`` counts
+    losses since the last epoch that was reported.
+    """
+    own, failures, reached = config, 0, 0
+    retries: list[str] = []
+    while True:
+        try:
+            trained = _run_workers(config, staged, recorder, run_id, on_epoch)
+            return config, dataclasses.replace(trained, retries=tuple(retries))
+        except OutOfMemory as error:
+            if config is not own:
+                raise
+            changes, how = in_more_slices(config)
+            if not changes:
+                raise MorelError(f"{error}; it cannot go on in micro-batches: {how}") from error
+            config = with_overrides(config, changes)
+            retries.append(f"out of memory after epoch {error.epoch}; goes on {how}")
+        except WorkersLost as error:
+            failures = 1 if error.epoch > reached else failures + 1
+            reached = max(reached, error.epoch)
+            if failures > config.scaling.max_failures:
+                raise
+            retries.append(f"{error} (after epoch {reached}); goes on from its last checkpoint")
+        if on_epoch is not None:
+            on_epoch({"retry": retries[-1]})
 
 
 def _run_workers(
@@ -229,6 +248,7 @@ def _run_workers(
     beside = config.evaluation.asynchronous
     trainer = TorchTrainer(
         worker.train_loop,
+        torch_config=worker.torch_config(config),
         train_loop_config={"config": to_dict(config), "milestones": [], "staged": staged},
         scaling_config=worker.scaling_config(config),
         run_config=ray_train.RunConfig(
@@ -238,6 +258,7 @@ def _run_workers(
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=worker.SCORE if beside else None
             ),
+            # Nodes that were preempted are replaced without end; see `_run_to_the_end` for others.
             failure_config=ray_train.FailureConfig(controller_failure_limit=3),
         ),
         validation_config=asynchronous.validation_config(config, listener.queue)
@@ -245,14 +266,22 @@ def _run_workers(
         else None,
     )
     try:
-        with address_passed_on():
+        with address_passed_on(), watched_for_hanging(config.scaling):
             result = trainer.fit()
     except Exception as error:
         reason = failure_reason(error)
         said = f"run {run_id!r} failed: {reason}"
+        epoch = int((listener.last or {}).get("epoch", 0))
         if out_of_memory(reason):
-            raise OutOfMemory(said, epoch=int((listener.last or {}).get("epoch", 0))) from error
-        raise MorelError(said) from error
+            raise OutOfMemory(said, epoch=epoch) from error
+        if storage_failed(reason):
+            raise MorelError(
+                f"{said}; what was saved before is whole: make room in storage_path = "
+                f"{config.storage_path!r}, and the same command goes on from there"
+            ) from error
+        if repeats(reason):
+            raise MorelError(said) from error
+        raise WorkersLost(said, epoch=epoch) from error
     finally:
         listener.close()
     if result.checkpoint is None:

@@ -116,7 +116,7 @@ def tune(
             view.update([])  # Ray takes some seconds to start
         # Without the dashboard a stopped multi-worker trial would keep its CPUs (ray#54305).
         with (
-            ray_session(base, dashboard=base.scaling.num_workers > 1) as there,
+            ray_session(base, dashboard=base.scaling.max_workers > 1) as there,
             book.ended_records(),
             records.ended_record(recorder, search_id, code_changes=changes),
             watch.watching(),
@@ -265,7 +265,7 @@ def _fit(
                 num_to_keep=None if in_step else 2,
                 checkpoint_at_end=reused,
             ),
-            max_failures=1,
+            max_failures=base.scaling.max_failures,
             raise_on_failed_trial=False,
             resume_config=ray_tune.ResumeConfig() if saved else None,
             verbose=0,

@@ -6,20 +6,20 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.fs import FileSelector, FileType
 from ray import train, tune
+from ray.train.torch import TorchConfig
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core import MorelError, Trainer
-from morel_core.checkpoint import verify
 from morel_core.data import Dataset
+from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
 from orchestrator.config import RunConfig, build, with_overrides
 from orchestrator.failures import FAILED, failure_reason
+from orchestrator.recovery import DAMAGED, draining, newest_whole
 from orchestrator.retries import CHANGES
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
@@ -91,6 +91,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     start, again = train.get_checkpoint(), list[dict[str, float]]()
     if start is None and stretch.get("checkpoint"):
         start = train.Checkpoint(stretch["checkpoint"])
+    start, damaged = newest_whole(start) if start is not None else (None, "")
     if start is not None:
         with start.as_directory() as folder:
             trainer.load(folder)
@@ -103,8 +104,12 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     is_first = train.get_context().get_world_rank() == 0
     saved = time.monotonic()
     for report in up_to(stretch.get("last"), reports(trainer, again)):
-        report |= circumstances(trainer, twin)
-        due = trainer.done or report["epoch"] in milestones
+        if config.scaling.elastic:
+            for metrics in report["epochs"]:  # the trainer's own: its checkpoints keep it
+                metrics.setdefault("workers", float(world_size()))
+        report |= circumstances(trainer, twin, damaged)
+        due = train.get_preemption_info() is not None  # every rank asks: it waits for all
+        due |= trainer.done or report["epoch"] in milestones
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
         due &= report["epoch"] == trainer.epoch  # else it is told again, and trained further
         validated = config.evaluation.asynchronous and trainer.is_measured and not trainer.diverged
@@ -122,14 +127,34 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         saved = time.monotonic()
 
 
-def circumstances(trainer: Trainer, twin: Twin | None = None) -> dict[str, Any]:
+def circumstances(trainer: Trainer, twin: Twin | None = None, damaged: str = "") -> dict[str, Any]:
     """What a report says beside the numbers: where and how they were made, and by whom."""
     slices = trainer.config.training.micro_batches
     return {
         "device": device_name(trainer.device),
+        **elastic(trainer),
         "batchnorm_slices": slices if slices > 1 and has_batchnorm(trainer.net) else 0,
+        **({DAMAGED: damaged} if damaged else {}),
         **({TWIN: twin.run_id, TRAINED: trainer.epoch} if twin is not None else {}),
     }
+
+
+def elastic(trainer: Trainer) -> dict[str, Any]:
+    """Of an elastic run: ``workers``, how many trained it and when, and if that shows in BatchNorm.
+
+    ``batchnorm_workers`` is ``workers`` where there were several numbers and the net has BatchNorm.
+    """
+    counts = [(int(m["epoch"]), int(m["workers"])) for m in trainer.history if "workers" in m]
+    changes = [
+        f"{count} from epoch {epoch} on"
+        for place, (epoch, count) in enumerate(counts)
+        if place == 0 or count != counts[place - 1][1]
+    ]
+    if not changes:
+        return {}
+    workers = ", ".join(changes)
+    shows = len(changes) > 1 and has_batchnorm(trainer.net)
+    return {"workers_by_epoch": workers, **({"batchnorm_workers": workers} if shows else {})}
 
 
 def failed(error: Exception) -> dict[str, Any]:
@@ -183,6 +208,7 @@ class MorelTrial(tune.Trainable):
         self.trainer = Trainer(run, data=self.data, device=device)
         self.known_epoch: int | None = None
         self.data = self.trainer.data
+        self.damaged = ""
         self.twin = whole(self.twins.find(run)) if self.twins is not None else None
         self.reports = reports(self.trainer, take_over(self.trainer, self.twin))
         self.saved = time.monotonic()
@@ -202,11 +228,11 @@ class MorelTrial(tune.Trainable):
             return {**failed(error), "done": True}
         done = self.trainer.done and report["epoch"] == self.trainer.epoch
         due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
-        due |= report["epoch"] in self.milestones or done
+        due |= report["epoch"] in self.milestones or done or draining()
         due &= report["epoch"] == self.trainer.epoch  # else it is told again, and trained further
         return {
             **report,
-            **circumstances(self.trainer, self.twin),
+            **circumstances(self.trainer, self.twin, self.damaged),
             "done": done,
             SHOULD_CHECKPOINT: due,
         }
@@ -219,17 +245,18 @@ class MorelTrial(tune.Trainable):
         self.saved = time.monotonic()
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Go on from the checkpoint that Tune names, or from the newest one that is left.
+        """Go on from the checkpoint that Tune names, or from the newest whole one beside it.
 
-        Tune writes its state behind the checkpoints. Where its driver was killed, it may name one
-        that has since made room for newer ones; what these have seen more is reported anew.
+        What that one has seen more is reported anew; what it has seen less is trained again.
 
         Args:
             checkpoint_path: Tune's result of a save: a checkpoint, and the report it followed.
         """
         saved = checkpoint_path
         self.known_epoch = saved.metrics.get("epoch")
-        super().restore(type(saved)(newest_left(saved.checkpoint), saved.metrics))
+        start, self.damaged = newest_whole(saved.checkpoint)
+        if start is not None:
+            super().restore(type(saved)(start, saved.metrics))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint of this or of a donor trial."""
@@ -249,23 +276,9 @@ class MorelTrial(tune.Trainable):
         self.reports = reports(self.trainer, again)
 
 
-def newest_left(checkpoint: tune.Checkpoint) -> tune.Checkpoint:
-    """``checkpoint``; if it is gone, the newest whole one beside it, if there is any."""
-    files, path = checkpoint.filesystem, checkpoint.path
-    assert files is not None  # Ray resolves it
-    if files.get_file_info(path).type != FileType.NotFound:
-        return checkpoint
-    beside = FileSelector(path.rpartition("/")[0], allow_not_found=True)
-    names = [info.path for info in files.get_file_info(beside) if "/checkpoint_" in info.path]
-    for name in sorted(names, reverse=True):
-        candidate = tune.Checkpoint(name, files)
-        with candidate.as_directory() as folder:
-            try:
-                verify(Path(folder))
-            except MorelError:  # the driver was killed while it was written
-                continue
-        return candidate
-    return checkpoint
+def torch_config(config: RunConfig) -> TorchConfig:
+    """Ray's settings of the process group: it gives up on a rank that keeps the others waiting."""
+    return TorchConfig(timeout_s=max(1, int(config.scaling.hang_timeout_s)))
 
 
 def scaling_config(config: RunConfig) -> train.ScalingConfig:
@@ -274,8 +287,11 @@ def scaling_config(config: RunConfig) -> train.ScalingConfig:
     resources = {"CPU": float(scaling.cpus_per_worker)}
     if scaling.gpus_per_worker:
         resources["GPU"] = scaling.gpus_per_worker
+    asked = scaling.num_workers
     return train.ScalingConfig(
-        num_workers=scaling.num_workers,
+        num_workers=(asked[0], asked[1]) if isinstance(asked, list) else asked,
+        # To grow is to begin anew from the last checkpoint: worth as much as one is.
+        elastic_resize_monitor_interval_s=max(1.0, config.checkpoint.every_seconds),
         use_gpu=scaling.gpus_per_worker > 0,
         resources_per_worker=resources,
     )

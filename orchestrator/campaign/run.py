@@ -106,7 +106,7 @@ def run_campaign(
     recorder = records.open_recorder(base)
     try:
         with (
-            ray_session(base, dashboard=base.scaling.num_workers > 1),
+            ray_session(base, dashboard=base.scaling.max_workers > 1),
             records.ended_record(recorder, campaign.name, code_changes=changes),
         ):
             recorder.start_run(

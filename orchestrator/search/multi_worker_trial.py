@@ -17,14 +17,21 @@ from ray.train.torch import TorchTrainer
 from ray.tune.result import DONE, RESULT_DUPLICATE
 from ray.util.queue import Queue
 
-from orchestrator.cluster import address_passed_on
+from orchestrator.cluster import address_passed_on, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.records import own_end
 from orchestrator.search.reports import END, Reports
 from orchestrator.search.twins import Twins, whole
 from orchestrator.staging import Staged
-from orchestrator.worker import config_from, failed, run_of, scaling_config, train_loop
+from orchestrator.worker import (
+    config_from,
+    failed,
+    run_of,
+    scaling_config,
+    torch_config,
+    train_loop,
+)
 
 
 class MultiWorkerTrial(tune.Trainable):
@@ -52,6 +59,7 @@ class MultiWorkerTrial(tune.Trainable):
         self.number, self.errors = 0, dict[int, Exception]()
         self.process = ExitStack()
         self.process.enter_context(address_passed_on())
+        self.process.enter_context(watched_for_hanging(self.base.scaling))
         self._begin(config)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
@@ -135,6 +143,7 @@ def _workers(run: RunConfig, trial: str, how: dict[str, Any], reports: Reports) 
     return TorchTrainer(
         train_loop,
         train_loop_config={"config": to_dict(run), **how},
+        torch_config=torch_config(run),
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints

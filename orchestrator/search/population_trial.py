@@ -20,13 +20,20 @@ from ray.util.queue import Queue
 
 from morel_core.errors import MorelError
 from orchestrator import storage
-from orchestrator.cluster import address_passed_on
+from orchestrator.cluster import address_passed_on, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.relay import END, Relay
 from orchestrator.search.population import workers_name
 from orchestrator.staging import Staged
-from orchestrator.worker import config_from, failed, run_of, scaling_config, train_loop
+from orchestrator.worker import (
+    config_from,
+    failed,
+    run_of,
+    scaling_config,
+    torch_config,
+    train_loop,
+)
 
 POINTER = "pointer.json"
 
@@ -92,7 +99,7 @@ def _train(run: RunConfig, name: str, loop_config: dict[str, Any]) -> dict[str, 
 
     thread = threading.Thread(target=fit, daemon=True)
     last: dict[str, Any] | None = None
-    with address_passed_on():
+    with address_passed_on(), watched_for_hanging(run.scaling):
         thread.start()
         while (report := queue.get()) != END:
             if last is not None:
@@ -123,6 +130,7 @@ def _workers(run: RunConfig, name: str, loop_config: dict[str, Any], queue: Queu
     return TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
+        torch_config=torch_config(run),
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=name,

@@ -244,19 +244,18 @@ def _base(
     source: str,
 ) -> RunConfig:
     """The run that trials change; a setting cannot be both fixed and searched."""
-    fixed = flatten(settings.overrides)
-    for prefix, values in (("overrides.", fixed), ("", run_given)):
-        for key, value in values.items():
-            searched = f"{source} searches over it: narrow parameters.{key}, or use another file"
-            check(key not in parameters, prefix + key, value, searched)
-            workers = "the workers of a trial are set by resources.workers"
-            check(key.partition(".")[0] != "scaling", prefix + key, value, workers)
-    resources = settings.resources
+    fixed, resources = flatten(settings.overrides), settings.resources
     scaling = {
         "scaling.num_workers": resources.workers,
         "scaling.cpus_per_worker": resources.cpus_per_worker,
         "scaling.gpus_per_worker": resources.gpus_per_worker,
     }
+    for prefix, values in (("overrides.", fixed), ("", run_given)):
+        for key, value in values.items():
+            searched = f"{source} searches over it: narrow parameters.{key}, or use another file"
+            check(key not in parameters, prefix + key, value, searched)
+            workers = "the workers of a trial are set by resources.workers"
+            check(key not in scaling, prefix + key, value, workers)
     try:
         return with_overrides(
             compose(settings.recipe),

@@ -14,6 +14,7 @@ from morel_core.errors import MorelError
 from orchestrator import records, storage
 from orchestrator.config import RunConfig, flatten, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason
+from orchestrator.recovery import DAMAGED
 from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
 from orchestrator.search import goal
 from orchestrator.search.parameters import is_number
@@ -232,6 +233,7 @@ class TrialBook:
     def result(self, tune_trial: Any, report: Mapping[str, Any]) -> None:
         """A report arrived."""
         trial = self.start(tune_trial)
+        self._say_damaged(trial, str(report.get(DAMAGED, "")))
         settings = self._settings(trial)
         for metrics in report["epochs"]:
             attack = records.measured_with(self.search.base, metrics)
@@ -243,6 +245,11 @@ class TrialBook:
         step = float(report.get("time_this_iter_s", 0.0))
         trial.held, trial.holding_since = max(trial.held + step, trial.seconds), time.time()
         self.show()
+
+    def _say_damaged(self, trial: Trial, said: str) -> None:
+        """That a trial went on from another checkpoint than its newest, when it first says so."""
+        if said and said != trial.last.get(DAMAGED) and self.view is not None:
+            self.view.say(f"trial {trial.number} {trial.label}: {said}")
 
     def complete(self, tune_trial: Any) -> None:
         """A trial ended without an error, by itself or because it was stopped."""
@@ -433,8 +440,6 @@ class TrialBook:
         return {"morel.missed": ", ".join(goal.complaints(objective, trial.last)) or "nothing"}
 
     def _retry_tags(self, trial: Trial) -> dict[str, str]:
-        if not trial.retries:
-            return {}
         return retry_tags(trial.retries, self.search.trial_config(trial.params), trial.last)
 
     def show(self) -> None:

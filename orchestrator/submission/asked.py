@@ -149,7 +149,7 @@ def _train_plan(config: RunConfig, cpus: float, gpus: float) -> list[str]:
     beside = "evaluation.asynchronous" if config.evaluation.asynchronous else ""
     check_scaling(asked, cpus, gpus, beside=beside)
     return [
-        f"{asked.num_workers} worker(s) of {asked.cpus_per_worker} CPUs and "
+        f"{asked.in_words} worker(s) of {asked.cpus_per_worker} CPUs and "
         f"{asked.gpus_per_worker:g} GPUs; {cpus:g} CPUs and {gpus:g} GPUs are there"
     ]
 

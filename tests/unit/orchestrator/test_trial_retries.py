@@ -160,8 +160,8 @@ def test_a_training_run_goes_on_in_micro_batches_once(run):
     slices, shown, (config, trained) = run(1)
     said = "out of memory after epoch 3; goes on with training.micro_batches = 2"
     assert (slices, shown) == ([1, 2], [said])
-    assert (trained.retry, config.training.micro_batches) == (said, 2)
-    assert run(0)[2][1].retry == ""
+    assert (trained.retries, config.training.micro_batches) == ((said,), 2)
+    assert run(0)[2][1].retries == ()
     with pytest.raises(train.OutOfMemory):
         run(2)
 
