@@ -207,8 +207,8 @@ def _run_to_the_end(
 ) -> tuple[RunConfig, Trained]:
     """The workers' run, begun anew from its last checkpoint where they were lost; and its config.
 
-    Out of memory, it goes on once, in twice the micro-batches. Otherwise ``scaling.max_failures`` counts
-    losses since the last epoch that was reported.
+    Out of memory, it goes on once, in twice the micro-batches. Otherwise ``scaling.max_failures``
+    counts losses since the last epoch that was reported.
     """
     own, failures, reached = config, 0, 0
     retries: list[str] = []
