@@ -244,7 +244,7 @@ def run_configs(draw):
         training=training,
         evaluation=draw(evaluations(images.holdout, training)),
         name=draw(st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", fullmatch=True)),
-        storage_path=draw(st.sampled_from(["/data/runs", "~/runs", "s3://bucket/a b"])),
+        storage_path=draw(st.sampled_from(["/data/runs", "~/runs", "s3://bucket/a-b"])),
         scaling=ScalingConfig(
             num_workers=draw(st.integers(1, 4) | st.just([1, 4]) | st.just([2, 2])),
             max_failures=draw(st.integers(0, 9)),
