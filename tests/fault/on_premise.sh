@@ -74,7 +74,7 @@ class Metadata(BaseHTTPRequestHandler):
 HTTPServer(("127.0.0.1", 8000), Metadata).serve_forever()
 END
 ssh $ssh root@127.0.0.2 \
-  "RAY_AUTH_MODE=token python '$repository/deploy/spot_notice.py' --metadata http://127.0.0.1:8000 \
+  "python '$repository/deploy/spot_notice.py' --metadata http://127.0.0.1:8000 \
    --lock '$folder/lock'"
 python - > "$folder/draining" <<'END'
 import ray
