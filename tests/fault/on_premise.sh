@@ -77,11 +77,12 @@ ssh $ssh root@127.0.0.2 \
   "python '$repository/deploy/spot_notice.py' --metadata http://127.0.0.1:8000 \
    --lock '$folder/lock'"
 python - > "$folder/draining" <<'END'
-import ray
-from ray._private.state import state
-ray.init(log_to_driver=False)
-addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-print(*(addresses[node] for node in state.get_draining_nodes()))
+import os
+from ray._raylet import GcsClientOptions, GlobalStateAccessor
+accessor = GlobalStateAccessor(GcsClientOptions.create(os.environ["RAY_ADDRESS"], None, True, True))
+accessor.connect()
+addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in accessor.get_node_table()}
+print(*(addresses[node] for node in accessor.get_draining_nodes()))
 END
 said "draining: $(cat "$folder/draining")"
 
