@@ -76,15 +76,19 @@ END
 ssh $ssh root@127.0.0.2 \
   "python '$repository/deploy/spot_notice.py' --metadata http://127.0.0.1:8000 \
    --lock '$folder/lock'"
-python - > "$folder/draining" <<'END'
-import os
+python - > "$folder/drained" <<'END'
+import os, time
 from ray._raylet import GcsClientOptions, GlobalStateAccessor
 accessor = GlobalStateAccessor(GcsClientOptions.create(os.environ["RAY_ADDRESS"], None, True, True))
 accessor.connect()
-addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in accessor.get_node_table()}
-print(*(addresses[node] for node in accessor.get_draining_nodes()))
+for _ in range(60):  # a drained node that has nothing to do ends at once
+    gone = [node for node in accessor.get_node_table() if not node["Alive"]]
+    if gone:
+        break
+    time.sleep(0.5)
+print(*(f"{node['NodeManagerAddress']}: {node['DeathReasonMessage']}" for node in gone))
 END
-said "draining: $(cat "$folder/draining")"
+said "drained: $(cat "$folder/drained")"
 
 ray down --yes "$folder/on_premise.yaml"
 said "cluster is down"

@@ -54,5 +54,7 @@ def test_search_on_a_cluster_that_ray_up_has_made() -> None:
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
         status = json.loads((folder / "status.json").read_text())
         assert status["state"] == "finished"
-        assert (folder / "draining").read_text().strip() == "127.0.0.2"
+        drained = (folder / "drained").read_text()
+        assert drained.startswith("127.0.0.2: ")
+        assert "AWS will terminate this spot instance" in drained
         assert {trial["why"] for trial in status["trials"]} == {"all 2 epochs trained"}
