@@ -17,12 +17,13 @@ STAND_INS = {
     # Slurm runs what follows its options, here on this machine.
     "srun": 'echo "srun $*" >> "$CALLS"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "scontrol": "printf 'node%s\\n' 1 2 3",
-    "ray": """rights=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")
+    "ray": """cat "$RAY_AUTH_TOKEN_PATH" > "$CALLS.token"
+rights=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")
 echo "ray $* mode=$RAY_AUTH_MODE token=$rights" >> "$CALLS"
-cat "$RAY_AUTH_TOKEN_PATH" > "$CALLS.token"
 exec sleep 60""",
     # The nodes that have joined; the command itself; anything else is Python's.
-    "python": f"""if [[ $2 == *ray.nodes* ]]; then echo "${{JOINED:-3}}"; exit; fi
+    "python": f"""started=$(grep -c ^ray "$CALLS")
+if [[ $2 == *ray.nodes* ]]; then echo "${{JOINED:-$started}}"; exit; fi
 if [[ $1 == -m ]]; then
   echo "command $* at $RAY_ADDRESS" >> "$CALLS"
   [ -z "${{LONG:-}}" ] && exit "$CODE"
@@ -49,7 +50,7 @@ def start(tmp_path: Path) -> Any:
         "SLURM_JOB_NODELIST": "node[1-3]",
         "SLURM_CPUS_PER_TASK": "32",
         "SLURM_GPUS_ON_NODE": "4",
-        "MOREL_WAIT_S": "2",
+        "MOREL_WAIT_S": "20",
     }
     started: list[subprocess.Popen[str]] = []
 
@@ -125,7 +126,7 @@ def test_signal_reaches_the_command_whose_exit_code_it_is(start: Any, tmp_path: 
 
 
 def test_node_that_does_not_join_is_an_error(start: Any, tmp_path: Path) -> None:
-    process = start(CODE="0", JOINED="2")
+    process = start(CODE="0", JOINED="2", MOREL_WAIT_S="2")
     assert process.wait(60) == 1
     assert "2 of 3 nodes have joined the Ray at node1:20123" in process.stderr.read()
     assert calls(tmp_path, "command") == []
