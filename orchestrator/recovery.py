@@ -7,7 +7,6 @@ from typing import Any
 
 from pyarrow.fs import FileSelector, FileType
 
-from morel_core.checkpoint import verify
 from morel_core.errors import MorelError
 
 DAMAGED = "damaged"
@@ -43,6 +42,8 @@ def newest_whole(checkpoint: Any) -> tuple[Any | None, str]:
 
 def _damage(checkpoint: Any) -> str:
     """What is wrong with a checkpoint; empty if it is whole."""
+    from morel_core.checkpoint import verify  # needs torch; who reads `DAMAGED` does not
+
     try:
         with checkpoint.as_directory() as folder:
             verify(Path(folder))

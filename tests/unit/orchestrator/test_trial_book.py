@@ -405,7 +405,8 @@ def test_an_adopted_trial_is_not_taken_in_twice(book):
 
 
 def test_checkpoint_of_ray_train_inside_the_trial(book):
-    """The trial's own Tune checkpoint, if there is one, holds none of the training."""
+    """The own Tune checkpoint of a trial of several workers holds none of the training."""
+    book.search = replace(book.search, resources=replace(book.search.resources, workers=2))
     tune_trial = FakeTrial(checkpoint=checkpoint("/of/the/driver"))
     book.result(tune_trial, report(9) | {"checkpoint_path": "/of/the/workers"})
     book.complete(tune_trial)

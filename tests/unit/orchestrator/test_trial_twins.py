@@ -177,6 +177,7 @@ def test_ranks_take_over_what_their_driver_found(twins, run, tmp_path, monkeypat
 
     monkeypatch.setattr(worker.train, "get_checkpoint", lambda: None)
     monkeypatch.setattr(worker.train, "get_context", Context)
+    monkeypatch.setattr(worker.train, "get_preemption_info", lambda: None)
     monkeypatch.setattr(worker.train, "report", lambda r, **how: reports.append((r, how)))
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
     staged = worker.Staged(run.data, "f1", None)
