@@ -56,6 +56,9 @@ def storage_failed(reason: str) -> bool:
     return STORAGE_FAILED.search(reason) is not None
 
 
-def repeats(reason: str) -> bool:
-    """Whether another attempt would only repeat a `failure_reason`: the user has to mend it."""
-    return reason.startswith(DETERMINISTIC)
+def repeats(reason: str, *, changed: bool = False) -> bool:
+    """Whether another attempt would only repeat a `failure_reason`: the user has to mend it.
+
+    ``changed``: the attempt was already one in micro-batches; memory is not retried twice.
+    """
+    return reason.startswith(DETERMINISTIC) or (changed and out_of_memory(reason))

@@ -18,7 +18,7 @@ from morel_core.data import Dataset
 from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
 from orchestrator.config import RunConfig, build, with_overrides
-from orchestrator.failures import FAILED, failure_reason
+from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.recovery import DAMAGED, draining, newest_whole
 from orchestrator.retries import CHANGES
 from orchestrator.search.trials import TRAINED, TWIN
@@ -194,6 +194,7 @@ class MorelTrial(tune.Trainable):
             self.staged, self.twins = staged, twins
             self.data: Dataset | None = None
         self.failure: MorelError | None = None
+        self.changed = bool(config.get(CHANGES))
         try:
             self._begin(run_of(self.base, config))
         except MorelError as error:
@@ -224,7 +225,10 @@ class MorelTrial(tune.Trainable):
             if self.failure is not None:
                 raise self.failure
             report = next(self.reports)
-        except MorelError as error:
+        except Exception as error:
+            again = not repeats(failure_reason(error), changed=self.changed)
+            if again and not isinstance(error, MorelError):
+                raise
             return {**failed(error), "done": True}
         done = self.trainer.done and report["epoch"] == self.trainer.epoch
         due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds

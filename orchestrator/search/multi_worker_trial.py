@@ -21,6 +21,7 @@ from orchestrator.cluster import address_passed_on, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.records import own_end
+from orchestrator.retries import CHANGES
 from orchestrator.search.reports import END, Reports
 from orchestrator.search.twins import Twins, whole
 from orchestrator.staging import Staged
@@ -64,6 +65,7 @@ class MultiWorkerTrial(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self.number += 1
+        self.changed = bool(config.get(CHANGES))
         self.controller: Any = None
         self.running = True
         self.thread = threading.Thread(
@@ -97,7 +99,7 @@ class MultiWorkerTrial(tune.Trainable):
         error = self.errors.get(self.number)
         if error is None:  # it had ended before, and Tune has heard its last report
             return {DONE: True, RESULT_DUPLICATE: True}
-        if not repeats(failure_reason(error)):
+        if not repeats(failure_reason(error), changed=self.changed):
             raise error
         return {**failed(error), DONE: True}
 
