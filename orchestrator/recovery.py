@@ -58,4 +58,6 @@ def draining() -> bool:
     import ray
     from ray._private.state import state
 
+    if not ray.is_initialized():  # else the question would start one
+        return False
     return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
