@@ -155,7 +155,7 @@ class Run:
 FAST: dict[str, Any] = {"precision": "bf16", "channels_last": True}
 
 
-MISSED = pytest.mark.xfail(reason="0.0126 in one of the steps, H100, torch 2.11", strict=False)
+MISSED = pytest.mark.xfail(reason="0.0126 in one of the steps, H100, torch 2.11", strict=True)
 
 
 @pytest.mark.parametrize("accuracy", ["mart", "at", pytest.param("loat", marks=MISSED)])
