@@ -219,18 +219,41 @@ def address_passed_on() -> Generator[None]:
 
 @contextmanager
 def watched_for_hanging(scaling: ScalingConfig) -> Generator[None]:
-    """Inside, Ray Train counts a worker as lost that does not answer for ``hang_timeout_s``."""
-    from ray.train.v2._internal.constants import WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR as NAME
+    """Inside, Ray Train counts a worker as lost that does not answer for ``hang_timeout_s``.
 
-    before = os.environ.get(NAME)
-    os.environ[NAME] = str(scaling.hang_timeout_s)
+    It then asks the workers to leave their process group, which one that hangs never does: it waits
+    for that no longer than 5 s instead of 30.
+    """
+    from ray.train.constants import TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S as LEAVE
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+    from ray.train.v2._internal.constants import WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR as ANSWER
+
+    ENV_VARS_TO_PROPAGATE.add(LEAVE)
+    before = {name: os.environ.get(name) for name in (LEAVE, ANSWER)}
+    os.environ |= {ANSWER: str(scaling.hang_timeout_s), LEAVE: before[LEAVE] or "5"}
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[NAME]
-        else:
-            os.environ[NAME] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options of an actor that takes no CPU and lives and dies with this process's node.
+
+    Left to Ray, it may be put on any node: what passes reports on would go with one that trains.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+    }
 
 
 def driver_resources() -> dict[str, float]:

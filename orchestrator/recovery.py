@@ -32,8 +32,8 @@ def newest_whole(checkpoint: Any) -> tuple[Any | None, str]:
     if there and not wrong:
         return checkpoint, ""
     beside = FileSelector(asked.rpartition("/")[0], allow_not_found=True)
-    paths = [info.path for info in files.get_file_info(beside) if "/checkpoint_" in info.path]
-    for path in sorted(paths, reverse=True):
+    inside = [info for info in files.get_file_info(beside) if info.type == FileType.Directory]
+    for path in sorted((i.path for i in inside if "/checkpoint_" in i.path), reverse=True):
         candidate = type(checkpoint)(path, files)
         if path != asked and not _damage(candidate):
             return candidate, wrong and f"{wrong}; went on from {path.rpartition('/')[2]}"

@@ -14,6 +14,7 @@ from ray.train import UserCallback
 from ray.util.queue import Queue
 
 from orchestrator import records
+from orchestrator.cluster import on_this_node
 from orchestrator.config import RunConfig
 from orchestrator.recovery import DAMAGED
 from orchestrator.tracking import Recorder
@@ -51,7 +52,7 @@ class Listener:
     def __init__(
         self, config: RunConfig, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
     ) -> None:
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.queue = Queue(actor_options=on_this_node())
         self.last: dict[str, Any] | None = None
         self.failures: dict[int, str] = {}
         self._said: dict[str, str] = {}

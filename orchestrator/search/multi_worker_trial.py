@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.tune.result import DONE, RESULT_DUPLICATE
 from ray.util.queue import Queue
 
-from orchestrator.cluster import address_passed_on, watched_for_hanging
+from orchestrator.cluster import address_passed_on, on_this_node, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.records import own_end
@@ -56,7 +56,7 @@ class MultiWorkerTrial(tune.Trainable):
         """Start the workers of the first trial: the search's base config with its overrides."""
         self.base, self.twins = config_from(base), twins
         self.how: dict[str, Any] = {"milestones": milestones, "staged": staged}
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.queue = Queue(actor_options=on_this_node())
         self.number, self.errors = 0, dict[int, Exception]()
         self.process = ExitStack()
         self.process.enter_context(address_passed_on())

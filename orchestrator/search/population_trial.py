@@ -20,7 +20,7 @@ from ray.util.queue import Queue
 
 from morel_core.errors import MorelError
 from orchestrator import storage
-from orchestrator.cluster import address_passed_on, watched_for_hanging
+from orchestrator.cluster import address_passed_on, on_this_node, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.relay import END, Relay
@@ -87,7 +87,7 @@ def population_trial(
 
 def _train(run: RunConfig, name: str, loop_config: dict[str, Any]) -> dict[str, Any]:
     """Have the workers train a stretch, and report all of it but the last, which is returned."""
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options=on_this_node())
     failures: list[Exception] = []
 
     def fit() -> None:
