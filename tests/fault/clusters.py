@@ -110,8 +110,16 @@ class Cluster:
         before = len(self.alive())
         asked = (f"--address={self.address}", f"--num-cpus={cpus}")
         nodes = [self._start(f"node {len(self.nodes) + i}", *asked) for i in range(count)]
+        started = time.monotonic()
+        while len(self.alive()) != before + count:
+            assert time.monotonic() - started < 200, "the nodes did not come up"
+            # Ray gives a node half a minute to start, which a busy machine may not.
+            for place, node in enumerate(nodes):
+                if node.process.poll() is not None:
+                    self._kill_orphans([*self.nodes, *nodes])
+                    nodes[place] = self._start(node.label, *asked)
+            time.sleep(0.1)
         self.nodes += nodes
-        self.wait_for_nodes(before + count)
         return nodes
 
     def kill_node(self, node: ClusterNode) -> None:
@@ -184,10 +192,20 @@ class Cluster:
         """Every process of it is killed by pid, and its folder removed."""
         for node in [*self.nodes, self.head]:
             node.kill()
+        self._kill_orphans([])
         if self._lister is not None:
             self._lister.kill()
             self._lister.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _kill_orphans(self, nodes: Sequence[ClusterNode]) -> None:
+        """Kill what belongs to this cluster, but neither to the head nor to these nodes."""
+        known = {p.pid for node in [self.head, *nodes] for p in node.processes()}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                ours = f"{self.folder}/session_" in " ".join(process.cmdline())
+                if ours and process.pid not in known:
+                    process.kill()
 
     def _start(self, label: str, *arguments: str) -> ClusterNode:
         process = subprocess.Popen(
