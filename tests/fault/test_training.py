@@ -1,4 +1,4 @@
-"""What trains is killed or stopped, on a real cluster of two nodes of one CPU each.
+"""What trains is killed, stopped or starved, on a real cluster of two nodes of one CPU each.
 
 Every run is the same three epochs on digits, so that each may be compared with the one that nobody
 disturbed, bit by bit.
@@ -150,3 +150,90 @@ def test_damaged_checkpoint(runs: Runs, calm: dict[str, Any]) -> None:
     assert same_numbers(printed, calm)
     assert "is damaged (last.safetensors: missing, truncated or altered" in said
     assert "went on from checkpoint_" in runs.recorded("damaged").data.tags["morel.damaged"]
+
+
+def test_full_storage(runs: Runs, calm: dict[str, Any]) -> None:
+    """No process of the run may write more than a kilobyte to a file from epoch 1 on."""
+    process = runs.start("full", "scaling.num_workers=2")
+    wait_until(lambda: len(runs.epochs("full")) >= 1, 150, "epoch 1")
+    for worker in runs.cluster.workers():
+        worker.rlimit(psutil.RLIMIT_FSIZE, (1024, 1024))
+    out, err = finished(process)
+    assert process.returncode == 2, out + err
+    assert "what was saved before is whole: make room in storage_path" in " ".join(err.split())
+    again = runs.start("full", "scaling.num_workers=2")
+    out, err = finished(again)
+    assert again.returncode == 0, err
+    assert same_numbers(runs.final("full"), calm)
+
+
+def test_elastic_run(runs: Runs, calm: dict[str, Any]) -> None:
+    """A node leaves without a word; another joins."""
+    cluster = runs.cluster
+
+    def leave() -> None:
+        worker = a_worker(runs)
+        node = next(n for n in cluster.nodes if worker.pid in {p.pid for p in n.processes()})
+        cluster.kill_node(node)
+
+    printed, said, _ = runs.disturbed(
+        "elastic",
+        leave,
+        *("scaling.num_workers=[1,2]", "model.norm=batch", "training.epochs=5"),
+    )
+    assert printed["stop_reason"] == "all 5 epochs trained"
+    assert "trained by 1 worker(s)" in said
+    assert "BatchNorm takes its statistics of each worker's part" in said
+    run = runs.recorded("elastic")
+    assert run.data.tags["morel.workers"].startswith("2 from epoch 1 on, 1 from epoch 2 on")
+    assert "BatchNorm" in run.data.tags["morel.differs"]
+    history = MlflowClient(runs.uri).get_metric_history(run.info.run_id, "workers")
+    assert sorted(h.step for h in history) == [1, 2, 3, 4, 5]
+
+
+def test_elastic_run_grows(runs: Runs) -> None:
+    """Begun on the node that is left; one that joins is used."""
+    process = runs.start("grows", "scaling.num_workers=[1,2]", "training.epochs=30")
+    try:
+        wait_until(lambda: len(runs.epochs("grows")) >= 1, 150, "epoch 1")
+        joined = time.monotonic()
+        runs.cluster.add_node()
+        wait_until(lambda: len(runs.cluster.workers()) >= 2, 120, "a second worker")
+        print(f"grows: {time.monotonic() - joined:.1f} s from a node's start to its worker")
+        _, err = finished(process)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "trained by 2 worker(s)" in err
+    assert runs.recorded("grows").data.tags["morel.workers"].startswith("1 from epoch 1 on, 2 ")
+
+
+def test_preemption_notice(runs: Runs) -> None:
+    """Saved by time alone, nothing would be saved before the end."""
+    cluster = runs.cluster
+
+    def notice() -> None:
+        worker = a_worker(runs)
+        node = next(n for n in cluster.nodes if worker.pid in {p.pid for p in n.processes()})
+        cluster.drain(node_id_of(node), 20)
+        wait_until(
+            lambda: any((runs.storage / "notice").glob("checkpoint_*/manifest.json")), 60, "saved"
+        )
+        cluster.kill_node(node)
+
+    printed, _, _ = runs.disturbed(
+        "notice",
+        notice,
+        *("scaling.num_workers=[1,2]", "checkpoint.every_seconds=1000", "training.epochs=40"),
+    )
+    assert printed["stop_reason"] == "all 40 epochs trained"
+    assert runs.epochs("notice") == list(range(1, 41))
+
+
+def node_id_of(node: Any) -> str:
+    """The id that Ray gave a node, from its raylet's command."""
+    for process in node.processes():
+        for word in process.cmdline():
+            if word.startswith("--node_id="):
+                return word.partition("=")[2]
+    raise AssertionError("the node has no raylet")
