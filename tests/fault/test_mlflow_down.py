@@ -213,7 +213,10 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
 
 
 def test_training_never_waits(outages: Outages) -> None:
-    """Epochs follow each other as fast without the server as with it."""
+    """Epochs follow each other as fast without the server as with it.
+
+    One that waited would be missing from the whole outage: a single long one is the machine's.
+    """
     assert outages.ended["back"][0] == 0, outages.ended["back"][1]
     times = [e["time"] for e in journal(outages.storage, "back") if e["kind"] == "epoch"]
     gaps = {b: b - a for a, b in itertools.pairwise(times)}
@@ -225,9 +228,11 @@ def test_training_never_waits(outages: Outages) -> None:
     print(f"seconds an epoch, with the server: median {statistics.median(outside):.2f}", end=", ")
     print(f"largest {max(outside):.2f}; without: median {statistics.median(inside):.2f}", end=", ")
     print(f"largest {max(inside):.2f}; everything there {outages.recovered_s} s after its return")
-    assert len(inside) >= 6
-    shortest = min(end - began for began, end in outages.away.values())
-    assert max(inside) < shortest / 2
+    for began, end in outages.away.values():
+        assert (
+            sum(began < time < end for time in times) * statistics.median(outside)
+            > (end - began) / 2
+        )
     assert statistics.median(inside) < 2 * statistics.median(outside)
 
 
