@@ -16,7 +16,7 @@ import pytest
 from clusters import Cluster, events, finished, wait_until
 from mlflow import MlflowClient
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 EPOCHS = 8
 SPACE = f"""
