@@ -83,6 +83,7 @@ def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict
         "Searched parameters and robust accuracy of each trial",
         group(parts, class_="points"),
         group(titles, aria_hidden="true"),
+        group([_brush(x, i, height) for i, x in enumerate(positions)], aria_hidden="true"),
         class_="parallel many" if len(order) > MANY else "parallel",
     )
     filters = [axis.filter(key) for key, axis in zip(keys, axes, strict=True)]
@@ -143,6 +144,14 @@ def _axis_marks(
     for at, content in ticks:
         parts += [line(x - 3, at, x + 3, at, "axis"), text(x + 6, at + 4, content, "tick halo")]
     return parts
+
+
+def _brush(x: float, axis: int, height: float) -> Markup:
+    """Where an axis is dragged along to keep a part of it, and what shows the part kept."""
+    top, length = 40, height - 16 - 40
+    kept = tag("rect", x=x - 5, y=top, width=10, height=0, class_="kept")
+    hold = tag("rect", x=x - 11, y=top, width=22, height=length, class_="hold")
+    return group([kept, hold], class_="brush", data_axis=axis)
 
 
 def bars(rows: Sequence[tuple[str, float, float, float]], title: str, width: float) -> Markup:

@@ -176,7 +176,12 @@ def test_failed_and_diverged_trials_are_recorded_as_such(
 def test_multi_worker_trials_on_real_cifar10_free_their_cpus(
     local_ray: Any, shared_storage: Path, cifar_root: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ("num_trials=2", "searcher.startup_trials=2", "ladder.verify.top=1", "data.train_size=640")
+    few = (
+        "num_trials=2",
+        "searcher.startup_trials=2",
+        "ladder.verify.top=1",
+        "data.train_size=640",
+    )
     config = search(shared_storage, "cifar10_slice", "cifar", f"data.root={cifar_root}", *few)
     result = tune(config)
     assert len(result.trials) == 2

@@ -126,16 +126,71 @@
       if (element.tagName.toLowerCase() === "tr") element.hidden = out;
       else element.classList.toggle("out", out && !element.closest("#course"));
     });
+    showKept();
     document.getElementById("count").textContent = `${kept.size} of ${lines.length} trials`;
   }
   filters.addEventListener("input", apply);
-  document.getElementById("reset").addEventListener("click", () => {
-    fields.forEach((field) => {
-      all("input", field).forEach((input, index) => { input.value = index ? "1000" : "0"; });
-      all("select", field).forEach((choice) => { choice.value = ""; });
-    });
-    early.checked = true;
+
+  // An axis is dragged along with a mouse or pen to keep a part of it, and clicked to keep all; a
+  // finger scrolls. What is kept stands in the filter's own fields.
+  function keep(field, from, to) {
+    const choice = field.querySelector("select");
+    if (choice) {
+      const places = choice.options.length - 1;
+      choice.value = from <= 0 && to >= 1 ? "" : String(Math.min(places - 1, Math.floor((from + to) / 2 * places)));
+    } else {
+      const [low, high] = all("input", field);
+      low.value = Math.floor(1000 * from);
+      high.value = Math.ceil(1000 * to);
+    }
     apply();
+  }
+  function showKept() {
+    brushes.forEach(({ field, kept, hold }) => {
+      const top = Number(hold.getAttribute("y")), length = Number(hold.getAttribute("height"));
+      const choice = field.querySelector("select");
+      let [from, to] = all("input", field).map((input) => Number(input.value) / 1000);
+      if (choice) {
+        const places = choice.options.length - 1;
+        [from, to] = choice.value === "" ? [0, 1] : [Number(choice.value) / places, (Number(choice.value) + 1) / places];
+      }
+      const whole = from <= 0 && to >= 1;
+      kept.setAttribute("y", top + (1 - to) * length);
+      kept.setAttribute("height", whole ? 0 : Math.max(2, (to - from) * length));
+    });
+  }
+  const brushes = all(".brush").filter((brush) => fields[brush.dataset.axis]).map((brush) => ({
+    field: fields[brush.dataset.axis],
+    kept: brush.querySelector(".kept"),
+    hold: brush.querySelector(".hold"),
+  }));
+  brushes.forEach(({ field, hold }) => {
+    let began = null;
+    const share = (event) => {
+      const place = hold.getBoundingClientRect();
+      return Math.min(1, Math.max(0, (place.bottom - event.clientY) / place.height));
+    };
+    hold.addEventListener("pointerdown", (event) => {
+      if (event.pointerType === "touch" || event.button !== 0) return;
+      began = share(event);
+      hold.setPointerCapture(event.pointerId);
+      event.preventDefault();
+      hide();
+    });
+    hold.addEventListener("pointermove", (event) => {
+      if (began === null) return;
+      const here = share(event);
+      keep(field, Math.min(began, here), Math.max(began, here));
+    });
+    hold.addEventListener("pointerup", (event) => {
+      if (began === null) return;
+      if (Math.abs(share(event) - began) < 0.01) keep(field, 0, 1);
+      began = null;
+    });
+  });
+  document.getElementById("reset").addEventListener("click", () => {
+    early.checked = true;
+    fields.forEach((field) => keep(field, 0, 1));
   });
   apply();
 })();

@@ -75,6 +75,32 @@ def test_the_filter_takes_trials_out_of_pictures_and_table(page, recorded):
     page.js("document.getElementById('reset').click()")
 
 
+def test_dragging_along_an_axis_keeps_a_part_of_it(page, recorded):
+    shown = "document.querySelectorAll('.parallel .tip:not(.out)').length"
+    hold = "document.querySelector('.brush[data-axis=\"0\"] .hold').getBoundingClientRect()"
+    page.js("document.querySelector('.parallel').scrollIntoView()")
+    page.settle()
+    x, top, bottom = page.js(f"(r => [r.left + r.width / 2, r.top, r.bottom])({hold})")
+    middle = (top + bottom) / 2
+
+    def mouse(kind, y):
+        page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    mouse("mousePressed", top + 1)
+    mouse("mouseMoved", middle)
+    mouse("mouseReleased", middle)
+    values = [trial.point["k1"] for trial in recorded.trials]
+    kept = sum(value >= (min(values) + max(values)) / 2 for value in values)
+    assert 0 < kept < len(values)
+    assert page.js(shown) == kept
+    sliders = "[...document.querySelectorAll('fieldset[data-axis=\"0\"] input')].map(i => +i.value)"
+    assert page.js(sliders) == [pytest.approx(500, abs=5), pytest.approx(1000, abs=5)]
+    mouse("mousePressed", middle)
+    mouse("mouseReleased", middle)
+    assert page.js(shown) == len(recorded.trials)
+    assert page.js(sliders) == [0, 1000]
+
+
 def test_dark_and_light(page):
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.js(colour)
