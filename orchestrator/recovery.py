@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pyarrow.fs import FileSelector, FileType
 
@@ -11,6 +12,31 @@ from morel_core.errors import MorelError
 
 DAMAGED = "damaged"
 """Key of a report: which checkpoints were not whole, and from where training went on instead."""
+
+
+def checkpoint_to_start_from(stretch: Mapping[str, Any]) -> tuple[Any | None, str]:
+    """What the workers of Ray Train go on from, as `newest_whole`: the first one looks.
+
+    Args:
+        stretch: of a longer run, a `population_trial.Stretch` of `orchestrator.search`: it begins
+            with its own ``checkpoint``, or goes on from what Ray Train knows of it. Empty for a run
+            of its own, which goes on from the newest in its folder.
+    """
+    from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    known, storage = train.get_checkpoint(), cast(Any, train.get_context()).get_storage()
+    found: Any = None
+    if train.get_context().get_world_rank() == 0:
+        if stretch:
+            first = stretch["checkpoint"]
+            start = known or (train.Checkpoint(first) if first else None)
+            start, said = newest_whole(start) if start else (None, "")
+        else:
+            start, said = newest_saved(storage, known)
+        found = (start.path if start else None, said)
+    path, said = broadcast_from_rank_zero(found)
+    return (train.Checkpoint(path, storage.storage_filesystem) if path else None), said
 
 
 def newest_whole(checkpoint: Any) -> tuple[Any | None, str]:
@@ -31,13 +57,40 @@ def newest_whole(checkpoint: Any) -> tuple[Any | None, str]:
     wrong = _damage(checkpoint) if there else ""
     if there and not wrong:
         return checkpoint, ""
-    beside = FileSelector(asked.rpartition("/")[0], allow_not_found=True)
-    inside = [info for info in files.get_file_info(beside) if info.type == FileType.Directory]
-    for path in sorted((i.path for i in inside if "/checkpoint_" in i.path), reverse=True):
+    for path in _newest_first(files, asked.rpartition("/")[0]):
         candidate = type(checkpoint)(path, files)
         if path != asked and not _damage(candidate):
             return candidate, wrong and f"{wrong}; went on from {path.rpartition('/')[2]}"
     return None, f"{wrong or f'{asked}: gone'}; none before it is whole: began anew"
+
+
+def newest_saved(storage: Any, known: Any | None) -> tuple[Any | None, str]:
+    """`newest_whole` of a run's folder, whether Ray Train has heard of it or not.
+
+    It hears of a checkpoint when all workers have reported: one that was written because a worker's
+    node goes may be there when that worker is not any more.
+
+    Args:
+        storage: of Ray Train, the run's.
+        known: the checkpoint that Ray Train names; None if none.
+    """
+    from ray.train import Checkpoint
+
+    files = storage.storage_filesystem
+    for path in _newest_first(files, storage.experiment_fs_path):
+        if known is not None and path <= known.path:
+            break
+        candidate = Checkpoint(path, files)
+        if not _damage(candidate):
+            return candidate, ""
+    return newest_whole(known) if known is not None else (None, "")
+
+
+def _newest_first(files: Any, folder: str) -> list[str]:
+    """Paths of a folder's checkpoints; Ray numbers or dates their names."""
+    inside = files.get_file_info(FileSelector(folder, allow_not_found=True))
+    folders = [info.path for info in inside if info.type == FileType.Directory]
+    return sorted((path for path in folders if "/checkpoint_" in path), reverse=True)
 
 
 def _damage(checkpoint: Any) -> str:

@@ -19,7 +19,7 @@ from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
 from orchestrator.config import RunConfig, build, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
-from orchestrator.recovery import DAMAGED, draining, newest_whole
+from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
 from orchestrator.retries import CHANGES
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
@@ -88,10 +88,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     devices = get_device()
     device = devices[0] if isinstance(devices, list) else devices
     trainer = Trainer(config, data=staged.take(config.data, device), device=device)
-    start, again = train.get_checkpoint(), list[dict[str, float]]()
-    if start is None and stretch.get("checkpoint"):
-        start = train.Checkpoint(stretch["checkpoint"])
-    start, damaged = newest_whole(start) if start is not None else (None, "")
+    start, damaged = checkpoint_to_start_from(stretch)
+    again: list[dict[str, float]] = []
     if start is not None:
         with start.as_directory() as folder:
             trainer.load(folder)

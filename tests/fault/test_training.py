@@ -232,6 +232,8 @@ def test_preemption_notice(runs: Runs) -> None:
     )
     assert printed["stop_reason"] == "all 40 epochs trained"
     assert runs.epochs("notice") == list(range(1, 41))
+    workers = runs.recorded("notice").data.tags["morel.workers"]
+    assert workers.startswith("2 from epoch 1 on, 1 from epoch ")  # the first were not lost
 
 
 def node_id_of(node: Any) -> str:
