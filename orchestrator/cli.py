@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.arguments import Command, parser, split_command, split_overrides
+from orchestrator.ending import terminable
 from orchestrator.failures import failure_reason
 from orchestrator.masking import masked
 
@@ -58,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
         warnings.simplefilter("ignore")
     command: Command = arguments.command
     try:
-        return command(arguments, overrides)
+        with terminable():
+            return command(arguments, overrides)
     except MorelError as error:
         return fail(arguments, str(error), 2)
     except KeyboardInterrupt as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.config import RunConfig, ScalingConfig, tracking_uri
+from orchestrator.ending import terminable
 
 ADDRESS = "RAY_ADDRESS"
 CONTROL = "control"  # resource of nodes that hold drivers and controllers, not training
@@ -133,7 +134,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         raise MorelError(f"{where} cannot be reached: {reason}") from error
     try:
         check_tracking(config, node_count())
-        yield resources()
+        with terminable():  # `ray.init` has set a handler of its own
+            yield resources()
     finally:
         # Ray ends the whole process if another thread frees one of its handles while it shuts down:
         # free the forgotten ones here first.

@@ -108,6 +108,11 @@ class ClusterConfig:
 
     address: str | None = None
     """Address of a running Ray; default: RAY_ADDRESS, else a local Ray for this command alone."""
+    lease_s: float = 30.0
+    """A driver elsewhere that was not heard of for so long is taken for dead, and replaced."""
+
+    def __post_init__(self) -> None:
+        check(self.lease_s >= 3, "lease_s", self.lease_s, "seconds >= 3")
 
 
 @dataclass(frozen=True, kw_only=True)

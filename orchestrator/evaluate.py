@@ -39,6 +39,7 @@ from orchestrator.evaluation.outcomes import Evaluation
 from orchestrator.evaluation.runners import Job, Place, Runner, runner
 from orchestrator.evaluation.shards import Shard, ShardStore, Split, Work, file_name, split_of
 from orchestrator.evaluation.targets import Target, module_target
+from orchestrator.lease import held
 
 DEFAULT_ATTACKS = ("pgd20",)
 OWN_RADIUS = ("standard", "paper")  # presets that are the same in whatever ball
@@ -117,10 +118,17 @@ def evaluate_target(target: Target, request: Request, view: View | None = None) 
         MorelError: an unknown attack or device, weights that do not fit, more images than there
             are, or workers, GPUs or a storage that are not there.
     """
-    config, view = target.config, view or Unseen()
+    storage.check_writable(target.config.storage_path)
+    seconds = target.config.cluster.lease_s
+    with held(target.lease, seconds, covers=target.folder):
+        return _evaluate(target, request, view or Unseen())
+
+
+def _evaluate(target: Target, request: Request, view: View) -> Evaluation:
+    """`evaluate_target`, under the lease of the folder that keeps its shards."""
+    config = target.config
     attacks = choose_attacks(request, config.evaluation.attack)
     request.check(config)
-    storage.check_writable(config.storage_path)
     data = load_data(config.data, request.device_here)
     source = split_of(data, request.split)
     check_images(request, len(source))
@@ -159,7 +167,9 @@ def evaluate_target(target: Target, request: Request, view: View | None = None) 
     )
     outcomes.write(evaluation)
     if target.run_id is not None:
-        outcomes.record(evaluation)
+        why_not = outcomes.record(evaluation)
+        if why_not:
+            view.say(f"kept, but not recorded in MLflow: {why_not}")
     return evaluation
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from morel_core.errors import MorelError
-from orchestrator import storage
+from orchestrator import ending, storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
 from orchestrator.masking import masked, masked_address
@@ -210,16 +210,20 @@ def ended_record(recorder: Recorder, run_id: str, *, code_changes: str = "") -> 
             stop_reason="it goes on under changed code",
             tags=forced,
         )
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        said = str(error) if isinstance(error, KeyboardInterrupt) else ""
+
+    def killed(said: str = "") -> None:
         recorder.finish(
             run_id,
             status="KILLED",
             stop_reason=said or "interrupted; the same command resumes it",
             tags={"morel.state": "killed"},
         )
+
+    try:
+        with ending.closed_on_signal(killed):
+            yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        killed(str(error) if isinstance(error, KeyboardInterrupt) else "")
         raise
     except Exception as error:
         recorder.finish(

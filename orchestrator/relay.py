@@ -7,6 +7,7 @@ a thread of the driver.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ class Listener:
         queue: for the other end.
         last: the newest report; None before the first.
         failures: of validations, by epoch.
+        saved: unix seconds at which the newest checkpoint was heard of.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Listener:
         self.last: dict[str, Any] | None = None
         self.failures: dict[int, str] = {}
         self._said: dict[str, str] = {}
+        self.saved = 0.0
         self._config = config
         self._recorder = recorder
         self._run_id = run_id
@@ -85,12 +88,14 @@ class Listener:
                     self._epoch(metrics)
                 self._say(self._about_batchnorm(report))
                 self.last = report
+                if report["checkpoint_path"]:
+                    self.saved = time.time()
 
     def _epoch(self, metrics: Mapping[str, Any], part: str = "") -> None:
         attack = records.measured_with(self._config, metrics)
         recorded = records.epoch_metrics(metrics, attack)
-        self._recorder.epoch(self._run_id, int(metrics["epoch"]), recorded, part=part)
-        self._show(metrics)
+        if self._recorder.epoch(self._run_id, int(metrics["epoch"]), recorded, part=part):
+            self._show(metrics)
 
     def _say(self, line: str) -> None:
         """A line about the run, once."""

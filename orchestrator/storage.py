@@ -10,7 +10,8 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,6 +30,27 @@ REASON_CHARS = 200
 PAUSES_S = (1.0, 5.0, 20.0)
 """Between the attempts of a request to a store; each has some seconds, and attempts of its own."""
 PRIVATE = 0o700  # Tune's pickled state lies here: nobody else may write it
+SETTLE_S = 2.0
+"""How long `create` waits on an object store before it believes what it wrote."""
+
+_guards: dict[str, Callable[[], None]] = {}
+
+
+@contextlib.contextmanager
+def guarded(folder: str, check: Callable[[], None]) -> Generator[None]:
+    """Inside, ``check`` is asked before anything in ``folder`` is changed by this process."""
+    _guards[folder] = check
+    try:
+        yield
+    finally:
+        del _guards[folder]
+
+
+def check_guard(path: str) -> None:
+    """Raise what forbids a change of ``path``, if anything does."""
+    for folder, check in list(_guards.items()):
+        if path == folder or path.startswith(f"{folder}/"):
+            check()
 
 
 def is_remote(path: str) -> bool:
@@ -62,11 +84,22 @@ def check_writable(path: str) -> None:
         ) from None
 
 
-def write(path: str, content: bytes) -> None:
-    """Write a file, and the folders above it; it is there whole or not at all."""
+def write(path: str, content: bytes, *, guard: bool = True) -> None:
+    """Write a file, and the folders above it; it is there whole or not at all.
+
+    Without ``guard`` it is written by whoever decides on that.
+    """
+
+    def put() -> None:
+        if guard:  # asked again before each attempt: time has passed
+            check_guard(path)
+        _put(path, content)
+
     if is_remote(path):
-        patiently(lambda: _put(path, content))
+        patiently(put)
         return
+    if guard:
+        check_guard(path)
     target = Path(path)
     target.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     beside = target.with_name(f".{os.getpid()}-{target.name}")
@@ -97,6 +130,36 @@ def patiently(request: Callable[[], T]) -> T:
     return request()
 
 
+def create(path: str, content: bytes) -> bool:
+    """Write a file that is not there yet, whole; False if it is there, or another was faster.
+
+    ``content`` must be unlike that of anybody else. On an object store, which has no such call in
+    pyarrow, the last one that writes within `SETTLE_S` wins: each waits as long and reads back. A
+    write that takes longer than that to arrive can overwrite a winner, who then finds out when it
+    reads its file again.
+    """
+    if is_remote(path):
+        if read_text(path) is not None:
+            return False
+        write(path, content, guard=False)
+        time.sleep(SETTLE_S)
+        return read_text(path) == content.decode()
+    target = Path(path)
+    target.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    beside = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(beside, target)  # atomic, on NFS too, and refused where there is one
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
+    return True
+
+
 def read_text(path: str) -> str | None:
     """The text of a file, or None if there is none."""
     system, inside = open_filesystem(path)
@@ -122,6 +185,7 @@ def names(folder: str) -> list[str]:
 
 def delete(path: str) -> None:
     """Delete a file, if it is there."""
+    check_guard(path)
     system, inside = open_filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         system.delete_file(inside)
@@ -129,6 +193,7 @@ def delete(path: str) -> None:
 
 def remove(folder: str) -> None:
     """Remove a folder and what is in it; one that is not there, or cannot be removed, is let be."""
+    check_guard(folder)
     system, inside = open_filesystem(folder)
     with contextlib.suppress(OSError):
         system.delete_dir(inside)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,8 @@ from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import RunConfig, absolute_storage, tracking_uri, with_overrides
 from orchestrator.identity import FILE
+from orchestrator.lease import LeaseHeldError, held
 from orchestrator.masking import masked_address
-from orchestrator.search import status
 from orchestrator.tracking import Event, Journal, MlflowTracker, replay
 
 
@@ -80,27 +79,13 @@ def sync(
     for _, folder in sorted(begun):  # a campaign before its searches, which look for it
         tracking = _tracking(folder, config, given)
         try:
-            with _alone(folder):
+            with held(folder, config.cluster.lease_s):
                 done.append(_deliver(folder, journals[folder], tracking, dry_run))
-        except BusyError as error:
+        except LeaseHeldError as error:
             if folders:
                 raise
             done.append(_let_be(folder, tracking, str(error)))
     return done
-
-
-class BusyError(MorelError):
-    """A driver of the run is at work."""
-
-
-@contextmanager
-def _alone(folder: str) -> Generator[None]:
-    """Inside, no driver of the run in ``folder`` is at work; raises `BusyError` if one is."""
-    try:
-        status.check_alone(folder)
-    except MorelError as error:
-        raise BusyError(str(error)) from None
-    yield
 
 
 def _folder(target: str, config: RunConfig) -> str:

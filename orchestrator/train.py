@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
@@ -21,12 +21,18 @@ from orchestrator.cluster import (
     watched_for_hanging,
 )
 from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict, with_overrides
+from orchestrator.ending import Paused, interruptible
 from orchestrator.failures import failure_reason, out_of_memory, repeats, storage_failed
 from orchestrator.identity import check_identity
+from orchestrator.lease import Fence, held
 from orchestrator.retries import in_more_slices, retry_tags
-from orchestrator.staging import Staged, stage
+from orchestrator.search import control
+from orchestrator.staging import stage
 from orchestrator.tracking import Recorder
 from orchestrator.validate import check_fits
+
+if TYPE_CHECKING:
+    from orchestrator.relay import Listener
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 # A resumed run may go on elsewhere, with more workers, and for longer.
@@ -49,6 +55,30 @@ class TrainResult:
     """Epochs whose asynchronous evaluation failed, and why; empty if none did."""
     recorded: bool
     """False if MLflow lacks something that waits in the journal."""
+
+
+class Pause:
+    """What `morel stop` asks of a run: it ends when its workers have saved once more.
+
+    Args:
+        config: of the run.
+        listener: hears the workers' reports.
+    """
+
+    def __init__(self, config: RunConfig, listener: Listener) -> None:
+        self.folder = f"{config.storage_path}/{config.name}"
+        self.listener = listener
+        self.asked: float | None = None
+        control.forget_pause(self.folder)  # asked of an earlier driver
+
+    def look(self) -> None:
+        """Raise `Paused` if that was asked for, and the workers have saved since."""
+        if self.asked is None:
+            if control.pause_asked(control.requests(self.folder)):
+                self.asked = time.time()
+        elif self.listener.saved > self.asked or time.time() - self.asked > control.GRACE_S:
+            control.forget_pause(self.folder)
+            raise Paused("paused by morel stop; the same command goes on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +132,19 @@ def train(
     storage.check_writable(config.storage_path)
     if cluster_address(config) is None:
         _check_resources(config, *local_resources())
+    with held(f"{config.storage_path}/{config.name}", config.cluster.lease_s) as fence:
+        return _train(config, fence, on_epoch, on_start, force_code, tags)
+
+
+def _train(
+    config: RunConfig,
+    fence: Fence,
+    on_epoch: OnEpoch | None,
+    on_start: Callable[[], None] | None,
+    force_code: bool,
+    tags: Mapping[str, str],
+) -> TrainResult:
+    """`train`, under the run's lease."""
     data = load_data(config.data)
     check_fits(config, data)
     changes = check_identity(
@@ -130,7 +173,8 @@ def train(
             _check_resources(config, *there)
             staged = stage(config.data, data)
             del data  # from here on it lies in Ray's object store
-            result = _fit(config, staged, recorder, run_id, on_epoch)
+            given = {"staged": staged, "fence": fence}
+            result = _fit(config, given, recorder, run_id, on_epoch)
             recorder.flush(records.DELIVERY_S)
     finally:
         pending = recorder.close()
@@ -145,9 +189,21 @@ def _check_resources(config: RunConfig, cpus: float, gpus: float) -> None:
 
 
 def _fit(
-    config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+    config: RunConfig,
+    given: Mapping[str, Any],
+    recorder: Recorder,
+    run_id: str,
+    on_epoch: OnEpoch | None,
 ) -> TrainResult:
-    """Run the workers to their end, measure the best network on the test set, record both."""
+    """Run the workers to their end, measure the best network on the test set, record both.
+
+    Args:
+        config: of the run.
+        given: ``staged`` and ``fence`` of the workers' `orchestrator.worker.train_loop`.
+        recorder: of the run.
+        run_id: its id.
+        on_epoch: see `train`.
+    """
     import ray
     from ray.train import Checkpoint
 
@@ -155,7 +211,7 @@ def _fit(
 
     started = time.perf_counter()
     own = config
-    config, trained = _run_to_the_end(config, staged, recorder, run_id, on_epoch)
+    config, trained = _run_to_the_end(config, given, recorder, run_id, on_epoch)
     last = trained.last
     metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
     metrics |= {
@@ -203,7 +259,11 @@ def _fit(
 
 
 def _run_to_the_end(
-    config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+    config: RunConfig,
+    given: Mapping[str, Any],
+    recorder: Recorder,
+    run_id: str,
+    on_epoch: OnEpoch | None,
 ) -> tuple[RunConfig, Trained]:
     """The workers' run, begun anew from its last checkpoint where they were lost; and its config.
 
@@ -214,7 +274,7 @@ def _run_to_the_end(
     retries: list[str] = []
     while True:
         try:
-            trained = _run_workers(config, staged, recorder, run_id, on_epoch)
+            trained = _run_workers(config, given, recorder, run_id, on_epoch)
             return config, dataclasses.replace(trained, retries=tuple(retries))
         except OutOfMemory as error:
             if config is not own:
@@ -235,7 +295,11 @@ def _run_to_the_end(
 
 
 def _run_workers(
-    config: RunConfig, staged: Staged, recorder: Recorder, run_id: str, on_epoch: OnEpoch | None
+    config: RunConfig,
+    given: Mapping[str, Any],
+    recorder: Recorder,
+    run_id: str,
+    on_epoch: OnEpoch | None,
 ) -> Trained:
     """Ray Train from the last checkpoint, if there is one, to the end."""
     from ray import train as ray_train
@@ -249,7 +313,7 @@ def _run_workers(
     trainer = TorchTrainer(
         worker.train_loop,
         torch_config=worker.torch_config(config),
-        train_loop_config={"config": to_dict(config), "milestones": [], "staged": staged},
+        train_loop_config={"config": to_dict(config), "milestones": [], **given},
         scaling_config=worker.scaling_config(config),
         run_config=ray_train.RunConfig(
             name=config.name,
@@ -267,7 +331,7 @@ def _run_workers(
     )
     try:
         with address_passed_on(), watched_for_hanging(config.scaling):
-            result = trainer.fit()
+            result = interruptible(trainer.fit, Pause(config, listener).look)
     except Exception as error:
         reason = failure_reason(error)
         said = f"run {run_id!r} failed: {reason}"

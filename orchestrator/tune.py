@@ -20,7 +20,7 @@ from orchestrator.cluster import (
 )
 from orchestrator.config import to_dict
 from orchestrator.identity import check_identity
-from orchestrator.search import status
+from orchestrator.lease import Fence, held
 from orchestrator.search.budget import Cost
 from orchestrator.search.final import measure_on_test
 from orchestrator.search.front import FrontRecord
@@ -41,7 +41,13 @@ from orchestrator.validate import check_fits
 MAY_CHANGE = {
     *("budget", "max_concurrent", "reuse", "source", "description"),
     *("ladder.verify.top", "ladder.verify.attacks", "ladder.verify.num_images", "final"),
-    *("base.cluster.address", "base.tracking.uri", "base.data.root", "base.data.download"),
+    *(
+        "base.cluster.address",
+        "base.cluster.lease_s",
+        "base.tracking.uri",
+        "base.data.root",
+        "base.data.download",
+    ),
 }
 
 MAY_GROW = frozenset({"num_trials"})
@@ -86,6 +92,13 @@ def tune(
     storage.check_writable(base.storage_path)
     if cluster_address(base) is None:
         check_resources(search, *local_resources())
+    with held(f"{base.storage_path}/{base.name}", base.cluster.lease_s) as fence:
+        return _tune(search, fence, view, force_code)
+
+
+def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: bool) -> SearchResult:
+    """`tune`, under the search's lease."""
+    base = search.base
     data = load_data(base.data)
     check_fits(base, data)
     changes = check_identity(
@@ -95,7 +108,6 @@ def tune(
         may_grow=MAY_GROW,
         force_code=force_code,
     )
-    status.check_alone(f"{base.storage_path}/{base.name}")
     dataset = records.dataset_record(base, data)
     recorder = records.open_recorder(base)
     started = time.perf_counter()
@@ -139,7 +151,9 @@ def tune(
             staged = stage(base.data, data)
             del data  # from here on it lies in Ray's object store
             with front.kept_up():
-                _fit(search, watch, there, known.trials, make_trainable(search, staged, twins))
+                _fit(
+                    search, watch, there, known.trials, make_trainable(search, staged, twins, fence)
+                )
             watch.state = "verifying"
             if search.ladder.verify.top:
                 verify_candidates(search, book, twins)
@@ -280,7 +294,9 @@ def trial_folder(trial: Any) -> str:
     return trial_folder_name(trial.trial_id)
 
 
-def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) -> Any:
+def make_trainable(
+    search: SearchConfig, staged: Staged, twins: Twins | None, fence: Fence | None = None
+) -> Any:
     """The trainable with its resources: in a reused actor, or through Ray Train."""
     from ray import tune as ray_tune
 
@@ -293,6 +309,7 @@ def make_trainable(search: SearchConfig, staged: Staged, twins: Twins | None) ->
         "base": to_dict(search.base),
         "milestones": milestones(search.scheduler, training.epochs, evaluation.every),
         "staged": staged,
+        "fence": fence,
     }
     asked = search.resources
     if asked.workers > 1:

@@ -19,8 +19,10 @@ from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
 from orchestrator.config import RunConfig, build, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
+from orchestrator.lease import Fence
 from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
 from orchestrator.retries import CHANGES
+from orchestrator.search.control import pause_asked, requests
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
@@ -74,7 +76,8 @@ def train_loop(loop_config: dict[str, Any]) -> None:
 
     Args:
         loop_config: ``config``, the run's plain values; ``milestones``, epochs to save at;
-            ``staged``, its data set; ``twin``, a trial to take over where there is no checkpoint;
+            ``staged``, its data set; ``fence``, of the driver's lease, asked before each save;
+            ``twin``, a trial to take over where there is no checkpoint;
             for a stretch of a longer run ``stretch``, a `population_trial.Stretch` of
             `orchestrator.search`.
     """
@@ -82,6 +85,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     stretch: dict[str, Any] = loop_config.get("stretch", {})
     staged: Staged = loop_config["staged"]
     twin: Twin | None = loop_config.get("twin")
+    fence: Fence | None = loop_config.get("fence")
     set_threads(config.scaling.cpus_per_worker)
     from ray.train.torch import get_device
 
@@ -97,8 +101,10 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         again = take_over(trainer, twin)
     if stretch:  # what was trained before this process was lost, but not reported
         again = [metrics for metrics in trainer.history if metrics["epoch"] > stretch["after"]]
-    elif "twin" in loop_config and trainer.done and not again:
-        again = trainer.history[-1:]  # a killed driver of the search may not have heard of the end
+    elif trainer.done and not again:
+        again = trainer.history[-1:]  # a killed driver may not have heard of the end
+    # Nor of the epochs before the checkpoint: whoever records them drops what is recorded.
+    untold = list(trainer.history) if start is not None and not stretch else []
     is_first = train.get_context().get_world_rank() == 0
     saved = time.monotonic()
     for report in up_to(stretch.get("last"), reports(trainer, again)):
@@ -108,12 +114,17 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         report |= circumstances(trainer, twin, damaged)
         due = train.get_preemption_info() is not None  # every rank asks: it waits for all
         due |= trainer.done or report["epoch"] in milestones
+        report["epochs"] = [*untold, *report["epochs"]]
+        untold = []
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
+        due |= is_first and fence is not None and pause_asked(requests(fence.folder))
         due &= report["epoch"] == trainer.epoch  # else it is told again, and trained further
         validated = config.evaluation.asynchronous and trainer.is_measured and not trainer.diverged
         if not (is_first and (due or validated)):
             train.report(report)
             continue
+        if fence is not None:
+            fence.check()
         with tempfile.TemporaryDirectory(prefix="morel-checkpoint-") as folder:
             trainer.save(folder)
             task = train.ValidationTaskConfig(fn_kwargs={"epoch": report["epoch"]})
@@ -184,12 +195,13 @@ class MorelTrial(tune.Trainable):
         milestones: list[int] | None = None,
         staged: Staged | None = None,
         twins: Twins | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """Build the trainer of this trial: the search's base config with the trial's overrides."""
         if base is not None:
             self.base = config_from(base)
             self.milestones = milestones or []
-            self.staged, self.twins = staged, twins
+            self.staged, self.twins, self.fence = staged, twins, fence
             self.data: Dataset | None = None
         self.failure: MorelError | None = None
         self.changed = bool(config.get(CHANGES))
@@ -243,6 +255,8 @@ class MorelTrial(tune.Trainable):
         """Write the trainer's own checkpoint into Tune's folder."""
         if self.failure is not None:  # Tune saves at the end of every trial
             return
+        if self.fence is not None:
+            self.fence.check()
         self.trainer.save(checkpoint_dir)
         self.saved = time.monotonic()
 

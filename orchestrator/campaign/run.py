@@ -30,6 +30,7 @@ from orchestrator.campaign.tables import to_csv, to_json, to_markdown
 from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.fingerprint import code_hash
 from orchestrator.identity import check_identity
+from orchestrator.lease import held
 from orchestrator.revision import revision
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trials import View
@@ -92,12 +93,19 @@ def run_campaign(
         MorelError: data, storage, cluster or MLflow are not as asked, or the name belongs to a
             campaign that fixed something else beforehand.
     """
-    view, base, started = view or Unseen(), campaign.base, time.perf_counter()
-    folder = f"{base.storage_path}/{campaign.name}"
+    base = campaign.base
     storage.check_writable(base.storage_path)
     if cluster_address(base) is None:
         for search in campaign.searches.values():
             check_resources(search, *local_resources())
+    with held(f"{base.storage_path}/{campaign.name}", base.cluster.lease_s):
+        return _run_campaign(campaign, view or Unseen(), force_code)
+
+
+def _run_campaign(campaign: CampaignConfig, view: CampaignView, force_code: bool) -> CampaignResult:
+    """`run_campaign`, under the campaign's lease."""
+    base, started = campaign.base, time.perf_counter()
+    folder = f"{base.storage_path}/{campaign.name}"
     data = load_data(base.data)
     for search in campaign.searches.values():
         check_fits(search.base, data)

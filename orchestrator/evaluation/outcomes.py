@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from morel_core.evaluation import CLEAN, EvaluationResult, Finding
 from orchestrator import records, storage
-from orchestrator.config import with_overrides
+from orchestrator.config import RunConfig, with_overrides
 from orchestrator.evaluation.shards import file_name
 from orchestrator.evaluation.targets import Target
+from orchestrator.lease import LeaseHeldError, held
 
 WORST = "worst_case"
 LONGEST_LABEL = 80  # of attacks' names in a file's name
@@ -96,14 +98,32 @@ def to_parquet(evaluation: Evaluation) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def record(evaluation: Evaluation) -> None:
-    """Add an evaluation's numbers, files and warnings to its run in MLflow."""
+def record(evaluation: Evaluation) -> str:
+    """Add an evaluation's numbers, files and warnings to its run in MLflow.
+
+    Returns why that was not possible, where another driver writes the run's journal.
+    """
     target = evaluation.target
     assert target.run_id is not None
-    recorder = records.open_recorder(with_overrides(target.config, {"name": target.owner}))
+    config = with_overrides(target.config, {"name": target.owner})
+    deadline = time.monotonic() + config.cluster.lease_s
+    while True:
+        try:
+            with held(f"{config.storage_path}/{config.name}", config.cluster.lease_s):
+                _record(evaluation, target.run_id, config)
+            return ""
+        except LeaseHeldError as error:
+            if time.monotonic() > deadline:
+                return f"{error}; the same command records it without measuring again"
+            time.sleep(1.0)  # another evaluation's moment of recording passes
+
+
+def _record(evaluation: Evaluation, run_id: str, config: RunConfig) -> None:
+    target = evaluation.target
+    recorder = records.open_recorder(config)
     try:
         recorder.finish(
-            target.run_id,
+            run_id,
             status=target.status,
             stop_reason=target.stop_reason,
             metrics=records.test_metrics(evaluation.result.record()),

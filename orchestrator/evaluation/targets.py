@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,6 +55,12 @@ class Target:
         """Where its evaluations are kept: a local path or a URI."""
         owner = f"/{self.owner}" if self.owner else ""
         return f"{self.config.storage_path}{owner}/evaluations"
+
+    @property
+    def lease(self) -> str:
+        """Where whoever evaluates it says so: others may evaluate the owner's other trials."""
+        name = re.sub(r"[^\w.-]", "_", self.run_id or self.name)
+        return f"{self.folder}/drivers/{name}"
 
 
 def find_target(

@@ -10,6 +10,8 @@ import time
 from orchestrator import storage
 
 PAUSE = "pause.json"
+GRACE_S = 60.0
+"""How long a pause waits for what runs to report and be saved."""
 _STOP = re.compile(r"stop-(\d+)\.json")
 
 

@@ -20,6 +20,7 @@ from ray.util.queue import Queue
 from orchestrator.cluster import address_passed_on, on_this_node, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
+from orchestrator.lease import Fence
 from orchestrator.records import own_end
 from orchestrator.retries import CHANGES
 from orchestrator.search.reports import END, Reports
@@ -52,10 +53,11 @@ class MultiWorkerTrial(tune.Trainable):
         milestones: list[int],
         staged: Staged,
         twins: Twins | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """Start the workers of the first trial: the search's base config with its overrides."""
         self.base, self.twins = config_from(base), twins
-        self.how: dict[str, Any] = {"milestones": milestones, "staged": staged}
+        self.how: dict[str, Any] = {"milestones": milestones, "staged": staged, "fence": fence}
         self.queue = Queue(actor_options=on_this_node())
         self.number, self.errors = 0, dict[int, Exception]()
         self.process = ExitStack()

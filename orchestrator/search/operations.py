@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from morel_core.errors import MorelError
-from orchestrator import storage
+from orchestrator import lease, storage
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.search import control, status
@@ -31,12 +32,21 @@ def look(name: str, config: RunConfig) -> dict[str, Any]:
         MorelError: neither knows a search of that name.
     """
     check_run_id(name)
-    found = status.read(f"{config.storage_path}/{name}")
+    found = _from_storage(f"{config.storage_path}/{name}")
     if found is not None:
         return found
     runs = _runs(name, config)
     folder = next(run for run in runs if run.kind == "search").tags.get("morel.storage", "")
-    return (status.read(folder) if folder else None) or _from_mlflow(name, folder, runs)
+    return (_from_storage(folder) if folder else None) or _from_mlflow(name, folder, runs)
+
+
+def _from_storage(folder: str) -> dict[str, Any] | None:
+    """What the driver has left there, and who holds the lease at present."""
+    found = status.read(folder)
+    if found is None:
+        return None
+    holds = lease.holder(folder)
+    return found | {"holder": None if holds is None else dataclasses.asdict(holds)}
 
 
 def folder_of(found: dict[str, Any]) -> str:
@@ -114,6 +124,11 @@ def stop(name: str, numbers: Sequence[int], config: RunConfig) -> list[str]:
     Raises:
         MorelError: no driver is there to hear it, or a trial is unknown or has ended.
     """
+    check_run_id(name)
+    own = f"{config.storage_path}/{name}"
+    if not numbers and status.read(own) is None and lease.holder(own) is not None:
+        control.ask_pause(own)  # a single run
+        return [f"{name} is asked to pause: it is saved with its next report"]
     found = look(name, config)
     folder = folder_of(found)
     quiet = status.silence(found)

@@ -23,6 +23,7 @@ from orchestrator import storage
 from orchestrator.cluster import address_passed_on, on_this_node, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
+from orchestrator.lease import Fence
 from orchestrator.relay import END, Relay
 from orchestrator.search.population import workers_name
 from orchestrator.staging import Staged
@@ -51,7 +52,11 @@ class Stretch:
 
 
 def population_trial(
-    config: dict[str, Any], base: dict[str, Any], milestones: list[int], staged: Staged
+    config: dict[str, Any],
+    base: dict[str, Any],
+    milestones: list[int],
+    staged: Staged,
+    fence: Fence | None = None,
 ) -> None:
     """Train to the next exchange, report, and be paused; or to the end.
 
@@ -60,6 +65,7 @@ def population_trial(
         base: plain `RunConfig` of the search.
         milestones: epochs at which networks are exchanged.
         staged: the data set.
+        fence: of the search.
     """
     try:
         run = run_of(config_from(base), config)
@@ -69,6 +75,7 @@ def population_trial(
             "milestones": milestones,
             "staged": staged,
             "stretch": asdict(stretch),
+            "fence": fence,
         }
         name = workers_name(str(tune.get_context().get_trial_id()), stretch.after)
         last = _train(run, name, loop_config)

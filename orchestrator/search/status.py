@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from morel_core.errors import MorelError
 from orchestrator import records, storage
 from orchestrator.search.budget import Cost
 from orchestrator.search.selection import VERIFYING
@@ -39,34 +38,6 @@ def read(folder: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return cast("dict[str, Any]", content) if isinstance(content, dict) else None
-
-
-def check_alone(folder: str) -> None:
-    """Raise `MorelError` if another driver of the search in ``folder`` is at work.
-
-    One on this machine is asked for by its process, one elsewhere was heard of lately.
-    """
-    found = read(folder)
-    if found is None or found["state"] in ENDED or silence(found) is not None:
-        return
-    host, pid = found["host"], int(found["pid"])
-    if host == socket.gethostname() and (pid == os.getpid() or not _lives(pid)):
-        return
-    name = folder.rpartition("/")[2]
-    raise MorelError(
-        f"name = {name!r}: a driver of it is at work on {host}, process {pid} (morel status "
-        f"{name}): end it with morel stop {name}; if it was killed, wait {STALE_S:.0f} s"
-    )
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def write(folder: str, status: Mapping[str, Any]) -> None:

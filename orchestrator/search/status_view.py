@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.lease import Holder
 from orchestrator.search import status
 from orchestrator.search.budget import Cost
 from orchestrator.search.selection import with_interval
@@ -36,10 +37,10 @@ def head_lines(found: Mapping[str, Any]) -> list[str]:
         return [*lines, f"from MLflow alone: its storage {found['folder']} is not to be seen here"]
     quiet = status.silence(found)
     where = f"on {found['host']}, process {found['pid']}"
+    if found.get("holder"):
+        lines.append(f"driver on {Holder(**found['holder'])}")
     if quiet is not None:
         lines.append(f"no driver has been heard of for {quiet:.0f} s; the last one ran {where}")
-    elif found["state"] not in status.ENDED:
-        lines.append(f"driver {where}, heard {time.time() - found['updated']:.0f} s ago")
     if found["best"]:
         best = found["best"]
         clean = "–" if best["clean_accuracy"] is None else f"{100 * best['clean_accuracy']:.1f}"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
-from orchestrator import records, storage
+from orchestrator import ending, records, storage
 from orchestrator.config import RunConfig, flatten, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason
 from orchestrator.recovery import DAMAGED
@@ -301,9 +301,8 @@ class TrialBook:
     @contextmanager
     def ended_records(self) -> Generator[None]:
         """Inside, an exception that ends the search also ends the records of its running trials."""
-        try:
-            yield
-        except BaseException:
+
+        def killed() -> None:
             for trial in self.trials:
                 if trial.state == "running":
                     self.recorder.finish(
@@ -312,6 +311,12 @@ class TrialBook:
                         stop_reason="interrupted with its search; it goes on with it",
                         tags={"morel.state": "killed"},
                     )
+
+        try:
+            with ending.closed_on_signal(killed):
+                yield
+        except BaseException:
+            killed()
             raise
 
     def adopt(self, tune_trials: Sequence[Any]) -> None:

@@ -17,7 +17,10 @@ from typing import Any
 
 from ray.tune.result import SHOULD_CHECKPOINT
 
+from orchestrator import ending, storage
+from orchestrator.ending import Paused
 from orchestrator.failures import failure_reason
+from orchestrator.lease import LeaseLostError
 from orchestrator.search import control, status
 from orchestrator.search.budget import Meter
 from orchestrator.search.trials import TrialBook
@@ -26,18 +29,12 @@ POLL_S = 1.0
 WRITE_S = 2.0
 QUIET = 20.0
 """The status is written at most so seldom that it takes one part in so many of the time."""
-GRACE_S = 60.0
-"""How long a pause waits for running trials to report and be saved."""
 
 _logger = logging.getLogger(__name__)
 
 
 class LoopEndedError(Exception):
     """Tune's loop is left."""
-
-
-class Paused(KeyboardInterrupt):
-    """`morel stop` asked the driver to end."""
 
 
 class Watch:
@@ -72,6 +69,7 @@ class Watch:
 
     def turn(self, tune_trials: Sequence[Any]) -> None:
         """Before each turn of Tune's loop."""
+        storage.check_guard(self.folder)  # Tune writes of its own
         self._tune_trials = tune_trials
         while self._over < len(tune_trials) and self.book.settled(tune_trials[self._over]):
             self._over += 1
@@ -85,7 +83,7 @@ class Watch:
             if trial.status == "RUNNING" and trial.trial_id not in self._saved
         ]
         alone = self.book.search.resources.workers == 1
-        if not (alone and awaited) or time.time() - self.pausing > GRACE_S:
+        if not (alone and awaited) or time.time() - self.pausing > control.GRACE_S:
             self.interrupt()
 
     def report(self, tune_trial: Any, report: dict[str, Any]) -> None:
@@ -138,8 +136,10 @@ class Watch:
         before = signal.getsignal(signal.SIGINT)
 
         def on_interrupt(number: int, frame: Any) -> None:
+            storage.check_guard(self.folder)  # what has lost its lease saves nothing
             if self.interrupted:
                 raise KeyboardInterrupt
+            ending.close_records()  # Tune may wait long for its trials' processes
             self.interrupt()
 
         if main:
@@ -182,7 +182,7 @@ class Watch:
                 trial.release()
             try:
                 self._write()
-            except OSError as error:
+            except (OSError, LeaseLostError) as error:
                 _logger.warning("the status cannot be written: %s", error)
 
     def _run(self) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from morel_core.errors import MorelError
+from orchestrator import storage
 from orchestrator.storage import open_filesystem, patiently
 from orchestrator.tracking.events import Event, Kind, check_run_id
 
@@ -35,7 +36,8 @@ _AHEAD = 10 * _READERS
 class Journal:
     """Append-only events of any number of runs. Safe to use from several threads.
 
-    One process writes at a time; that is for the caller to see to.
+    One process writes at a time: it holds the lease of the folder above ``root``. What another one
+    adds all the same, when it wakes up after its lease has run out, is dropped.
 
     Args:
         root: a local folder, a ``file://`` URI of one, or a pyarrow URI (``s3://``, ``gs://``).
@@ -68,6 +70,7 @@ class Journal:
                 return None
             seq = self._next.get(run_id, 0)
             line = Event(run_id, seq, kind, key, time.time(), dict(payload)).to_json()
+            storage.check_guard(self.root)
             try:
                 self._store.append(line.encode())
             except OSError as error:
@@ -124,8 +127,10 @@ class _FileStore:
 
     def append(self, line: bytes) -> None:
         descriptor = self._opened()
+        if os.fstat(descriptor).st_size > self._end:  # of a driver that lost its lease since
+            os.ftruncate(descriptor, self._end)
         try:
-            written = os.pwrite(descriptor, line + b"\n", self._end)
+            written = os.pwrite(descriptor, line + b"\n", self._end)  # O_APPEND: at the true end
             if written != len(line) + 1:
                 raise OSError(f"only {written} of {len(line) + 1} bytes were written")
         except OSError:
@@ -165,7 +170,8 @@ class _FileStore:
             created = not self._path.exists()
             # A write returns when it is on disk (O_DSYNC): in one call, after which the interpreter
             # waits once, not three times, for its lock beside a busy writer thread.
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC
+            # Nor does a line land on another one, whatever its writer believes the file to hold.
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC
             descriptor = os.open(self._path, flags, 0o644)
             os.ftruncate(descriptor, self._end)
             if created:
@@ -188,22 +194,30 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _ObjectStore:
-    """A folder of objects, one event each, named by their place in the journal."""
+    """A folder of objects, one event each, named by place in the journal and number of the writer.
+
+    Each process that writes takes the number after the highest one there. Beyond the place at which
+    a later writer began nothing of an earlier one counts.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._opened: tuple[FileSystem, str] | None = None
         self._next: int | None = None
+        self._writer = 1
 
     def append(self, line: bytes) -> None:
         filesystem, folder = self._open()
         if self._next is None:
             filesystem.create_dir(folder, recursive=True)
-            self._next = 1 + max((int(Path(path).stem) for path in self._paths()), default=-1)
-        place = f"{folder}/{self._next:012d}.json"
+            places = [_place(path) for path in self._paths()]
+            self._next = 1 + max((place for place, _ in places), default=-1)
+            self._writer = 1 + max((writer for _, writer in places), default=0)
+        name = f"{folder}/{self._next:012d}-{self._writer:06d}.json"
 
         def put() -> None:
-            with filesystem.open_output_stream(place) as stream:
+            storage.check_guard(self._root)
+            with filesystem.open_output_stream(name) as stream:
                 stream.write(line)
 
         patiently(put)  # the same object again, if it was there after all
@@ -231,10 +245,24 @@ class _ObjectStore:
 
         filesystem, folder = self._open()
         found = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
-        return sorted(info.path for info in found if info.base_name.endswith(".json"))
+        paths = [info.path for info in found if info.base_name.endswith(".json")]
+        kept: list[str] = []
+        newest = 0
+        # Of two at one place the later writer's counts.
+        for path in sorted(paths, key=lambda path: (_place(path)[0], -_place(path)[1])):
+            if _place(path)[1] >= newest:
+                newest = _place(path)[1]
+                kept.append(path)
+        return kept
 
     def _open(self) -> tuple[FileSystem, str]:
         if self._opened is None:
             filesystem, path = open_filesystem(self._root)
             self._opened = filesystem, f"{path.rstrip('/')}/events"
         return self._opened
+
+
+def _place(path: str) -> tuple[int, int]:
+    """(place in the journal, number of its writer) of an object."""
+    place, _, writer = Path(path).stem.partition("-")
+    return int(place), int(writer or 0)

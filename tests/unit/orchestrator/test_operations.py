@@ -56,7 +56,6 @@ def test_status_in_words(morel):
         "hunt: training; 5 trials: 1 finished, 1 failed, 1 running, 2 not started",
         "best so far: trial 1 (paper), epoch 9: robust 60.0 [55.0, 65.0] %",
         "in use: 1 of 2 CPUs",
-        "heard 0 s ago",
         "OSError: no space",
         "4/9",
     ):

@@ -253,7 +253,7 @@ def run_configs(draw):
             gpus_per_worker=draw(UNIT),
         ),
         tracking=TrackingConfig(uri=draw(st.none() | TEXT), experiment=draw(TEXT)),
-        cluster=ClusterConfig(address=draw(st.none() | TEXT)),
+        cluster=ClusterConfig(address=draw(st.none() | TEXT), lease_s=draw(st.floats(3.0, 1e6))),
         checkpoint=CheckpointConfig(every_seconds=draw(WEIGHT)),
     )
 

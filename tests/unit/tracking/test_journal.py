@@ -133,11 +133,11 @@ def test_damage_in_the_middle_costs_one_event_and_is_said(tmp_path, caplog):
 def test_a_torn_object_is_left_out(tmp_path, caplog):
     journal = Journal(str(tmp_path), one_object_per_event=True)
     first = epoch(journal, "s/a", 1)
-    (tmp_path / "events" / "000000000001.json").write_bytes(b'{"run_id":')
+    (tmp_path / "events" / "000000000001-000001.json").write_bytes(b'{"run_id":')
     again = Journal(str(tmp_path), one_object_per_event=True)
     second = epoch(again, "s/a", 2)
     assert (second.seq, list(again.events())) == (1, [first, second])
-    assert "000000000001.json is unreadable" in caplog.text
+    assert "000000000001-000001.json is unreadable" in caplog.text
 
 
 def test_a_failed_write_is_taken_back_and_can_be_repeated(tmp_path, monkeypatch):
@@ -179,3 +179,26 @@ def test_a_place_that_cannot_be_a_folder_is_one_line(tmp_path):
     with pytest.raises(MorelError, match="cannot write the run's journal") as caught:
         epoch(Journal(str(tmp_path / "file")), "s/a", 1)
     assert "\n" not in str(caught.value)
+
+
+def test_objects_of_a_writer_that_was_replaced_do_not_count(tmp_path):
+    """It went on where it thought the journal ended, before and after its successor's first."""
+    replaced = Journal(str(tmp_path), one_object_per_event=True)
+    first = epoch(replaced, "s/a", 1)
+    successor = Journal(str(tmp_path), one_object_per_event=True)
+    second = epoch(successor, "s/a", 2)
+    epoch(replaced, "s/a", 7)
+    epoch(replaced, "s/a", 8)
+    third = epoch(successor, "s/a", 3)
+    found = Journal(str(tmp_path), one_object_per_event=True).events()
+    assert list(found) == [first, second, third]
+
+
+def test_a_line_of_a_writer_that_was_replaced_lands_on_no_other(tmp_path):
+    replaced = Journal(str(tmp_path))
+    first = epoch(replaced, "s/a", 1)
+    successor = Journal(str(tmp_path))
+    second = epoch(successor, "s/a", 2)
+    (tmp_path / "events.jsonl").open("ab").write(b'{"late": true}\n')
+    third = epoch(successor, "s/a", 3)
+    assert list(Journal(str(tmp_path)).events()) == [first, second, third]

@@ -1,6 +1,8 @@
 """What waits in journals is counted and delivered, to SQLite here; in its order, and once."""
 
 import json
+import os
+import socket
 import time
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from morel_core import MorelError
 from orchestrator import cli, records
 from orchestrator.config import RunConfig, TrackingConfig
-from orchestrator.search import status
+from orchestrator.lease import held
 from orchestrator.tracking import Event, Journal, LateTracker, MemoryTracker, Recorder
 
 
@@ -135,16 +137,12 @@ def test_a_late_tracker_is_reached_by_the_first_event_that_can():
     assert len(made) == 1
 
 
-def test_sync_is_for_runs_without_a_driver(runs, database, capsys, monkeypatch):
+def test_sync_is_for_runs_without_a_driver(runs, database, capsys):
     journal(runs, "a", **{"tracking.uri": database, "tracking.experiment": "busy"})
-
-    def busy(folder):
-        raise MorelError("name = 'a': a driver of it is at work on host, process 1")
-
-    monkeypatch.setattr(status, "check_alone", busy)
-    code, said = sync(capsys, "a", f"storage_path={runs}")
-    assert code == 2
-    assert "a driver of it is at work on host" in said
-    (found,) = sync(capsys, f"storage_path={runs}")  # all that can be
-    assert found["busy"].endswith("process 1")
+    with held(f"{runs}/a", 60):
+        code, said = sync(capsys, "a", f"storage_path={runs}")
+        assert code == 2
+        assert f"held by another driver on {socket.gethostname()}" in said
+        (found,) = sync(capsys, f"storage_path={runs}")  # all that can be
+    assert f"process {os.getpid()}" in found["busy"]
     assert found["delivered"] == 0

@@ -1,0 +1,98 @@
+"""How a signal ends a command: what is recorded is closed first, whatever else takes its time.
+
+Ctrl-C, SIGTERM and `ray job stop` are one thing here. The last of them leaves three seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from morel_core.errors import MorelError
+
+T = TypeVar("T")
+POLL_S = 1.0
+
+_logger = logging.getLogger(__name__)
+_open: list[Callable[[], None]] = []
+
+
+class Paused(KeyboardInterrupt):
+    """`morel stop` asked the driver to end."""
+
+
+@contextmanager
+def closed_on_signal(close: Callable[[], None]) -> Generator[None]:
+    """Inside, `close_records` calls ``close``, from another thread."""
+    _open.append(close)
+    try:
+        yield
+    finally:
+        _open.remove(close)
+
+
+def close_records() -> None:
+    """Close all that is open, without waiting for it: whoever calls may hold a lock that it needs.
+
+    What is still reported afterwards is recorded behind it, and closed once more.
+    """
+    threading.Thread(target=_close, name="morel-ending", daemon=True).start()
+
+
+def _close() -> None:
+    for close in list(_open):
+        try:
+            close()
+        except MorelError as error:
+            _logger.warning("a record cannot be closed: %s", error)
+
+
+@contextmanager
+def terminable() -> Generator[None]:
+    """Inside, SIGTERM does what Ctrl-C does; where no signal is heard, nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def as_interrupt(number: int, frame: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, as_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interruptible(work: Callable[[], T], look: Callable[[], None]) -> T:
+    """``work()`` in a thread of its own, so that a signal ends the wait for it at once.
+
+    Args:
+        work: may go on for some seconds after this has ended.
+        look: is called once a second; what it raises ends the wait.
+    """
+    result: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="morel-work", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_S)
+            look()
+    except KeyboardInterrupt:
+        close_records()
+        raise
+    if errors:
+        raise errors[0]
+    return result[0]
