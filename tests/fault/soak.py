@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import psutil
 from mlflow import MlflowClient
 
-from tests.fault.conftest import Cluster, events
+from tests.fault.clusters import Cluster, events
 from tests.servers import free_port, kill_group, start_mlflow
 
 TRIALS, EPOCHS = 4, 4
