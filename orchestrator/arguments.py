@@ -105,6 +105,17 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
 
     submit_options(add(commands, "submit", given, "run any command as a job on a Ray cluster"))
 
+    clean = add(commands, "clean", given, "free the disk of what a finished run does not need")
+    clean.add_argument("name", help="name=… of a finished run or search, or its folder")
+    clean.add_argument(
+        "--keep", nargs="+", type=int, default=[], metavar="TRIAL",
+        help="numbers of trials whose checkpoints stay, beside the winner's, the front's and those "
+        "that were verified or tested",
+    )  # fmt: skip
+    clean.add_argument(
+        "--yes", action="store_true", help="delete; default: only show what would go"
+    )
+
     evaluate_options(add(commands, "evaluate", given, "measure the robust accuracy of a network"))
 
     compare = add(commands, "compare", given, "table of recorded runs, from MLflow")

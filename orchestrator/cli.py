@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         "top": top_command,
         "logs": logs_command,
         "stop": stop_command,
+        "clean": clean_command,
         "sync": sync_command,
         "submit": submit_command,
         "evaluate": evaluate_command,
@@ -309,6 +310,27 @@ def stop_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     asked = stop(arguments.name, arguments.trials, settings(overrides))
     print(json.dumps({"asked": asked}) if arguments.json else "\n".join(asked))
+    return 0
+
+
+def clean_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel clean``."""
+    from orchestrator.cleaning import clean, folder_of
+
+    config = settings(overrides)
+    folder = folder_of(arguments.name, config)
+    found = clean(folder, arguments.keep, delete=arguments.yes, seconds=config.cluster.lease_s)
+    size = sum(doomed.size for doomed in found)
+    if arguments.json:
+        paths = [vars(doomed) for doomed in found]
+        print(
+            json.dumps({"folder": folder, "bytes": size, "deleted": arguments.yes, "gone": paths})
+        )
+        return 0
+    for doomed in found:
+        print(f"{doomed.size / 2**20:10.1f} MiB  {doomed.path}  ({doomed.why})")
+    done = "deleted" if arguments.yes else "would be freed; --yes deletes"
+    print(f"{size / 2**20:10.1f} MiB  in {len(found)} checkpoints: {done}")
     return 0
 
 
