@@ -145,7 +145,7 @@ def _needed(folder: str, whole: _Run, trials: dict[str, _Run]) -> set[str]:
 
 
 def _but(place: str, folder: str, recorded: str, why: str) -> Iterator[Doomed]:
-    """The checkpoints in ``place`` but for the ``recorded`` one, which is relative to ``folder``."""
+    """Checkpoints in ``place`` but for the ``recorded`` one, which is relative to ``folder``."""
     for name in storage.names(place):
         path = f"{place}/{name}"
         if name.startswith("checkpoint_") and path != f"{folder}/{recorded}":

@@ -74,7 +74,7 @@ def check_writable(path: str) -> None:
         _check_remote(path)
         return
     try:
-        Path(path).mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        _make_private(Path(path))
         with tempfile.NamedTemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -101,13 +101,20 @@ def write(path: str, content: bytes, *, guard: bool = True) -> None:
     if guard:
         check_guard(path)
     target = Path(path)
-    target.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    _make_private(target.parent)
     beside = target.with_name(f".{os.getpid()}-{target.name}")
     with beside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(target)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone."""
+    for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
+        missing.mkdir(mode=PRIVATE, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # raises where it is a file
 
 
 def _put(path: str, content: bytes) -> None:
@@ -145,7 +152,7 @@ def create(path: str, content: bytes) -> bool:
         time.sleep(SETTLE_S)
         return read_text(path) == content.decode()
     target = Path(path)
-    target.parent.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+    _make_private(target.parent)
     beside = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
     try:
         with beside.open("xb") as file:

@@ -208,3 +208,9 @@ def test_of_many_that_come_at_once_one_gets_it(folder):
         process.kill()
         process.communicate()
     assert sorted(said) == ["LeaseHeldError"] * 3 + ["holds"]
+
+
+def test_the_folders_it_makes_are_this_users_alone(folder):
+    with held(str(folder), SECONDS):
+        modes = {path.stat().st_mode & 0o777 for path in (folder, folder / "lease")}
+    assert modes == {0o700}
