@@ -70,6 +70,8 @@ def clean(folder: str, keep: Sequence[int], *, delete: bool, seconds: float = 30
             _check_inside(folder, found.path)
         for found in doomed if delete else []:
             storage.remove(found.path)
+            if storage.names(found.path):
+                raise MorelError(f"{found.path}: cannot be deleted: make the storage writable")
     return doomed
 
 

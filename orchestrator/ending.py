@@ -53,7 +53,7 @@ def _close() -> None:
 
 @contextmanager
 def terminable() -> Generator[None]:
-    """Inside, SIGTERM does what Ctrl-C does; where no signal is heard, nothing."""
+    """Inside, SIGTERM does what Ctrl-C does; outside the main thread, nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -65,7 +65,7 @@ def terminable() -> Generator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def interruptible(work: Callable[[], T], look: Callable[[], None]) -> T:

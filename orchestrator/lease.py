@@ -4,7 +4,7 @@
 under the number after the highest one there, and then rewritten by that driver alone; so taking
 it over needs nothing but a file that only one can create. Who finds a higher number than its own
 has lost the lease, however long it slept: `orchestrator.storage` asks before each write into the
-folder, and workers ask before they save.
+folder, workers ask before they save, and the journal's events carry the number.
 
 Clocks of different machines are never compared: a lease has run out when its file was seen
 unchanged for as long as it lasts.
@@ -26,8 +26,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from morel_core.errors import MorelError
 from orchestrator import storage
@@ -78,9 +76,19 @@ class Holder:
     @property
     def lives(self) -> bool | None:
         """Whether its process is there; None where that cannot be seen from here."""
-        if self.machine != _machine():
+        if self.began is None or self.machine != _machine():
             return None
         return _began(self.pid) == self.began
+
+    @property
+    def fresh(self) -> bool:
+        """Whether its process is there, and was heard of lately by the same clock."""
+        return bool(self.lives) and time.time() - self.heard < self.seconds / 2
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it was given back, or its process is gone."""
+        return self.released or self.lives is False
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def holder(folder: str) -> Holder | None:
     """Who drives the run in ``folder``; None if nobody does, as far as its lease tells."""
     numbers = _numbers(folder)
     found = _read(folder, max(numbers)) if numbers else None
-    return None if found is None or found.released or found.lives is False else found
+    return None if found is None or found.is_free else found
 
 
 @contextmanager
@@ -130,9 +138,13 @@ def held(folder: str, seconds: float, *, covers: str | None = None) -> Generator
     keeper = _Keeper(folder, seconds)
     keeper.take()
     try:
-        with storage.guarded(covers or folder, keeper.check):
+        with storage.guarded(covers or folder, keeper):
             keeper.thread.start()
             yield keeper.fence
+    except KeyboardInterrupt:
+        if keeper.lost is not None:
+            raise keeper.lost from None
+        raise
     finally:
         keeper.release()
 
@@ -157,8 +169,13 @@ class _Keeper:
         self.thread = threading.Thread(target=self._beat, name="morel-lease", daemon=True)
         self._in_main = threading.current_thread() is threading.main_thread()
         self._confirmed = 0.0
-        self._lost: LeaseLostError | None = None
         self._ended = threading.Event()
+        self.lost: LeaseLostError | None = None
+
+    @property
+    def number(self) -> int:
+        """See `storage.Guard`."""
+        return self.fence.number
 
     def take(self) -> None:
         """Wait for a dead holder's lease to run out; raises `LeaseHeldError` at a living one's."""
@@ -168,7 +185,7 @@ class _Keeper:
                 self._wait_out(newest)
             asked = _now()
             self.own = dataclasses.replace(self.own, heard=time.time())
-            if storage.create(_path(self.folder, newest + 1), _content(self.own)):
+            if self._create(newest + 1):
                 break  # else another one was faster: it is a holder like any other
         self.fence = Fence(self.folder, newest + 1, self.own.nonce)
         self._confirmed = asked
@@ -177,72 +194,84 @@ class _Keeper:
                 storage.delete(_path(self.folder, number))
 
     def check(self) -> None:
-        """Raise `LeaseLostError` if the lease is another's; reads it only after a silence."""
-        if self._lost is not None:
-            raise self._lost
-        asked = _now()
-        if asked - self._confirmed < self.seconds / 2:
-            return
-        try:
-            self.fence.check()
-        except LeaseLostError as error:
-            self._lost = error
-            raise
-        self._confirmed = asked
+        """Raise `LeaseLostError` if the lease is another's; it is asked for only after a silence.
+
+        Nobody takes over before the lease has run out, and that begins with a heartbeat.
+        """
+        if self.lost is not None:
+            raise self.lost
+        if _now() - self._confirmed >= self.seconds / 2:
+            self._renew()
 
     def release(self) -> None:
         """Give it back, so that the next driver need not wait."""
         self._ended.set()
         if self.thread.ident is not None:
-            self.thread.join()
+            self.thread.join(self.seconds)
         with contextlib.suppress(MorelError, OSError):  # it runs out by itself
             self.fence.check()
             self._write(dataclasses.replace(self.own, heard=time.time(), released=True))
 
+    def _create(self, number: int) -> bool:
+        try:
+            return storage.create(_path(self.folder, number), _content(self.own))
+        except OSError as error:
+            raise MorelError(
+                f"{self.folder}: no lease can be written ({error}): make the storage writable, or "
+                "free space there"
+            ) from error
+
     def _wait_out(self, number: int) -> None:
-        """Return when lease ``number`` is free."""
+        """Return when lease ``number`` is free, or has a successor."""
         path, began = _path(self.folder, number), _now()
         first = storage.read_text(path)
         while True:
-            found = _read(self.folder, number)
-            if found is None or found.released or found.lives is False:
-                if found is not None or _now() - began >= self.seconds:
-                    return
-            else:
-                lasts = max(found.seconds, self.seconds)
-                heard = found.lives and time.time() - found.heard < found.seconds / 2
-                if heard or storage.read_text(path) != first:
-                    raise LeaseHeldError(self._refusal(found))
-                if _now() - began >= lasts:
-                    return
-            if max(_numbers(self.folder), default=0) != number:
+            text = storage.read_text(path)
+            found = _parsed(text)
+            if found is not None and found.is_free:
+                return
+            if text != first or (found is not None and found.fresh):
+                raise LeaseHeldError(self._refusal(found))
+            lasts = max(self.seconds, found.seconds if found else 0.0)
+            if _now() - began >= lasts or max(_numbers(self.folder), default=0) != number:
                 return
             time.sleep(POLL_S)
 
-    def _refusal(self, found: Holder) -> str:
+    def _refusal(self, found: Holder | None) -> str:
         name = self.folder.rpartition("/")[2]
         return (
-            f"{self.folder} is held by another driver on {found}: wait for it or end it "
-            f"(morel stop {name}, or a signal), or take another name (name=…)"
+            f"{self.folder} is held by another driver on {found or 'another machine'}: wait for it "
+            f"or end it (morel stop {name}, or a signal), or take another name (name=…)"
         )
 
     def _beat(self) -> None:
         while not self._ended.wait(self.seconds / BEATS):
-            asked = _now()
             try:
-                self.fence.check()
-                self._write(dataclasses.replace(self.own, heard=time.time()))
-                self._confirmed = asked
-            except LeaseLostError as error:
-                self._lost = error
+                self._renew()
+            except LeaseLostError:
                 if self._in_main:  # it may wait for its workers, and write nothing for hours
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             except Exception as error:  # a storage that is away: the next write says so, too
                 _logger.warning("the heartbeat of %s: %s", self.folder, error)
 
+    def _renew(self) -> None:
+        """Write a heartbeat, between two looks at whose the lease is.
+
+        The second one is for NFS: a client that has written into a folder sees it as it is.
+        """
+        asked = _now()
+        try:
+            self.fence.check()
+            self._write(dataclasses.replace(self.own, heard=time.time()))
+            self.fence.check()
+        except LeaseLostError as error:
+            self.lost = error
+            raise
+        self._confirmed = max(self._confirmed, asked)
+
     def _write(self, content: Holder) -> None:
-        storage.write(_path(self.folder, self.fence.number), _content(content), guard=False)
+        storage.write(_path(self.folder, self.number), _content(content), guard=False)
 
 
 def _content(holder: Holder) -> bytes:
@@ -260,8 +289,12 @@ def _numbers(folder: str) -> list[int]:
 
 def _read(folder: str, number: int) -> Holder | None:
     """A lease; None if there is none of that number, or nobody can read it."""
+    return _parsed(storage.read_text(_path(folder, number)))
+
+
+def _parsed(text: str | None) -> Holder | None:
     try:
-        return Holder(**json.loads(storage.read_text(_path(folder, number)) or ""))
+        return Holder(**json.loads(text or ""))
     except (ValueError, TypeError):
         return None
 
@@ -283,9 +316,10 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> float | None:
-    """When a process began, in a unit that no change of the clock moves; None if there is none."""
-    if not Path("/proc/self/stat").exists():  # not Linux
-        return psutil.Process(pid).create_time() if psutil.pid_exists(pid) else None
+    """When a process began, in clock ticks since its machine did; None if there is none.
+
+    Or if this is not Linux: then a dead driver's lease runs out, as if it was elsewhere.
+    """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -13,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from morel_core.errors import MorelError
 
@@ -32,25 +33,48 @@ PAUSES_S = (1.0, 5.0, 20.0)
 PRIVATE = 0o700  # Tune's pickled state lies here: nobody else may write it
 SETTLE_S = 2.0
 """How long `create` waits on an object store before it believes what it wrote."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What filesystems say that know no hard links, such as some in user space."""
 
-_guards: dict[str, Callable[[], None]] = {}
+
+class Guard(Protocol):
+    """Says whether this process may still change a folder."""
+
+    @property
+    def number(self) -> int:
+        """Of the lease that it goes by, from 1; a later lease has a higher one."""
+        ...
+
+    def check(self) -> None:
+        """Raise a `MorelError` if not."""
+        ...
+
+
+_guards: list[tuple[str, Guard]] = []
 
 
 @contextlib.contextmanager
-def guarded(folder: str, check: Callable[[], None]) -> Generator[None]:
-    """Inside, ``check`` is asked before anything in ``folder`` is changed by this process."""
-    _guards[folder] = check
+def guarded(folder: str, guard: Guard) -> Generator[None]:
+    """Inside, ``guard`` is asked before anything in ``folder`` is changed by this process."""
+    entry = (folder, guard)
+    _guards.append(entry)
     try:
         yield
     finally:
-        del _guards[folder]
+        _guards.remove(entry)
 
 
-def check_guard(path: str) -> None:
-    """Raise what forbids a change of ``path``, if anything does."""
-    for folder, check in list(_guards.items()):
+def check_guard(path: str) -> int:
+    """The number of the lease under which ``path`` may be changed; 0: nothing guards it.
+
+    Raises what a guard raises that forbids it.
+    """
+    number = 0
+    for folder, guard in list(_guards):
         if path == folder or path.startswith(f"{folder}/"):
-            check()
+            guard.check()
+            number = max(number, guard.number)
+    return number
 
 
 def is_remote(path: str) -> bool:
@@ -100,14 +124,23 @@ def write(path: str, content: bytes, *, guard: bool = True) -> None:
         return
     if guard:
         check_guard(path)
-    target = Path(path)
+    with _beside(Path(path), content) as written:
+        written.replace(path)
+
+
+@contextlib.contextmanager
+def _beside(target: Path, content: bytes) -> Generator[Path]:
+    """``content`` on disk, under a name of its own beside ``target``."""
     _make_private(target.parent)
-    beside = target.with_name(f".{os.getpid()}-{target.name}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(target)
+    beside = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _make_private(folder: Path) -> None:
@@ -140,30 +173,41 @@ def patiently(request: Callable[[], T]) -> T:
 def create(path: str, content: bytes) -> bool:
     """Write a file that is not there yet, whole; False if it is there, or another was faster.
 
-    ``content`` must be unlike that of anybody else. On an object store, which has no such call in
-    pyarrow, the last one that writes within `SETTLE_S` wins: each waits as long and reads back. A
-    write that takes longer than that to arrive can overwrite a winner, who then finds out when it
-    reads its file again.
+    ``content`` must be unlike that of anybody else. pyarrow can create no object of a store under
+    the condition that there is none. There each writes and, after `SETTLE_S`, reads back: the last
+    one has it. A write that takes longer to arrive may hit the file of one that has read back
+    already; so who was that slow gives up, and who has the file finds out when it reads it again.
     """
     if is_remote(path):
+        began = time.monotonic()
         if read_text(path) is not None:
             return False
         write(path, content, guard=False)
+        in_time = time.monotonic() - began < SETTLE_S
         time.sleep(SETTLE_S)
-        return read_text(path) == content.decode()
+        return in_time and read_text(path) == content.decode()
     target = Path(path)
-    _make_private(target.parent)
-    beside = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
+    with _beside(target, content) as written:
+        try:
+            os.link(written, target)  # atomic, on NFS too, and refused where there is one
+        except FileExistsError:
+            return target.read_bytes() == content  # NFS may lose the answer, and ask again
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _create_in_place(target, content)
+    return True
+
+
+def _create_in_place(target: Path, content: bytes) -> bool:
+    """`create` where there are no hard links: a reader may find the file half written."""
     try:
-        with beside.open("xb") as file:
+        with target.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.link(beside, target)  # atomic, on NFS too, and refused where there is one
     except FileExistsError:
         return False
-    finally:
-        beside.unlink(missing_ok=True)
     return True
 
 

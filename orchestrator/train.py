@@ -74,7 +74,7 @@ class Pause:
     def look(self) -> None:
         """Raise `Paused` if that was asked for, and the workers have saved since."""
         if self.asked is None:
-            if control.pause_asked(control.requests(self.folder)):
+            if control.is_paused(self.folder):
                 self.asked = time.time()
         elif self.listener.saved > self.asked or time.time() - self.asked > control.GRACE_S:
             control.forget_pause(self.folder)

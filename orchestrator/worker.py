@@ -22,7 +22,7 @@ from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.lease import Fence
 from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
 from orchestrator.retries import CHANGES
-from orchestrator.search.control import pause_asked, requests
+from orchestrator.search.control import is_paused
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
@@ -117,7 +117,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
         report["epochs"] = [*untold, *report["epochs"]]
         untold = []
         due |= time.monotonic() - saved >= config.checkpoint.every_seconds
-        due |= is_first and fence is not None and pause_asked(requests(fence.folder))
+        due |= is_first and fence is not None and is_paused(fence.folder)
         due &= report["epoch"] == trainer.epoch  # else it is told again, and trained further
         validated = config.evaluation.asynchronous and trainer.is_measured and not trainer.diverged
         if not (is_first and (due or validated)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import socket
 import time
@@ -12,6 +13,7 @@ from orchestrator import storage
 PAUSE = "pause.json"
 GRACE_S = 60.0
 """How long a pause waits for what runs to report and be saved."""
+_logger = logging.getLogger(__name__)
 _STOP = re.compile(r"stop-(\d+)\.json")
 
 
@@ -28,6 +30,15 @@ def ask_stop(folder: str, number: int) -> None:
 def pause_asked(names: list[str]) -> bool:
     """Whether `requests` hold one to pause."""
     return PAUSE in names
+
+
+def is_paused(folder: str) -> bool:
+    """Whether a pause is asked for; no, as long as the storage is away."""
+    try:
+        return pause_asked(requests(folder))
+    except OSError as error:
+        _logger.warning("the requests in %s cannot be read: %s", folder, error)
+        return False
 
 
 def stops_asked(names: list[str]) -> set[int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from morel_core.errors import ConfigError
 
-Kind: TypeAlias = Literal["start", "epoch", "progress", "final"]
+Kind: TypeAlias = Literal["start", "epoch", "progress", "final", "lease"]
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
 # Run ids name folders and stand in MLflow filters: no quotes, no empty part, no way up.
@@ -111,6 +111,7 @@ class Event:
         time: unix seconds at which it was appended.
         payload: a `StartPayload`, `EpochPayload`, `ProgressPayload` or `FinalPayload`, as JSON
             gives it back.
+        writer: number of the lease under which it was appended; 0: of none.
     """
 
     run_id: str
@@ -119,6 +120,7 @@ class Event:
     key: str
     time: float
     payload: dict[str, Any]
+    writer: int = 0
 
     @property
     def milliseconds(self) -> int:
@@ -137,6 +139,7 @@ class Event:
             "key": self.key,
             "time": self.time,
             "payload": _escaped(self.payload),
+            "writer": self.writer,
         }
         return json.dumps(record, allow_nan=False, separators=(",", ":"))
 

@@ -31,17 +31,20 @@ _READERS = 16
 """Objects read at a time: each is a round trip or two to the store."""
 _AHEAD = 10 * _READERS
 """Objects asked for before the first of them is needed."""
+_SPOILED = b"\0\n"
+"""Ends a torn line, which may lack no more than its end: no JSON holds this."""
 
 
 class Journal:
     """Append-only events of any number of runs. Safe to use from several threads.
 
-    One process writes at a time: it holds the lease of the folder above ``root``. What another one
-    adds all the same, when it wakes up after its lease has run out, is dropped.
+    One process writes at a time: it holds the lease of the folder above ``root``. What an earlier
+    holder adds all the same, when it wakes up in the middle of a write, does not count: events
+    carry the number of the lease, and after one of a later lease those of an earlier are left out.
 
     Args:
         root: a local folder, a ``file://`` URI of one, or a pyarrow URI (``s3://``, ``gs://``).
-            Nothing is created before the first append.
+            Nothing is created before `begin` or the first append.
         one_object_per_event: keep events as an object store would; default: as ``root`` needs.
     """
 
@@ -54,30 +57,36 @@ class Journal:
         else:
             self._store = _FileStore(_local_path(root) / "events.jsonl")
         self._lock = threading.Lock()
+        self._begun = False
+        self._writer = 0
         self._keys: dict[str, set[str]] | None = None
         self._next: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """Under a lease: let nothing more of its earlier holders count.
+
+        Whoever goes by what it reads, and then appends, begins before it reads. Raises `MorelError`
+        if the storage refuses, or the lease was lost.
+        """
+        with self._lock:
+            self._begin()
 
     def append(self, run_id: str, kind: Kind, key: str, payload: Mapping[str, Any]) -> Event | None:
         """Make an event durable and return it, or None where ``(run_id, key)`` is there already.
 
         A resumed run repeats its epochs, and they are dropped here. Raises `MorelError` if the
-        storage refuses, TypeError if ``payload`` holds anything but plain values.
+        storage refuses or the lease was lost, TypeError if ``payload`` holds anything but plain
+        values.
         """
         check_run_id(run_id)
         with self._lock:
+            self._begin()
             keys = self._known()
             if key in keys.get(run_id, ()):
                 return None
             seq = self._next.get(run_id, 0)
-            line = Event(run_id, seq, kind, key, time.time(), dict(payload)).to_json()
-            storage.check_guard(self.root)
-            try:
-                self._store.append(line.encode())
-            except OSError as error:
-                raise MorelError(
-                    f"cannot write the run's journal in {self.root}: {error}; make the storage "
-                    "writable (or free space) and start the same command again"
-                ) from error
+            event = Event(run_id, seq, kind, key, time.time(), dict(payload), self._writer)
+            line = self._add(event)
             keys.setdefault(run_id, set()).add(key)
             self._next[run_id] = seq + 1
         # Read back, so that the writer sees now what a replay will see.
@@ -85,13 +94,39 @@ class Journal:
 
     def events(self) -> Iterator[Event]:
         """Every event in the order of its append; what a crash has torn is left out."""
+        newest = 0
         try:
-            yield from self._store.read()
+            for event in self._store.read():
+                newest = max(newest, event.writer)
+                if event.kind != "lease" and event.writer in (0, newest):
+                    yield event
         except OSError as error:
             raise MorelError(
                 f"cannot read the run's journal in {self.root}: {error}; check the storage and "
                 "its permissions"
             ) from error
+
+    def _begin(self) -> None:
+        number = storage.check_guard(self.root)
+        if self._begun or not number:
+            return
+        # Numbers begin anew where somebody has deleted the leases.
+        self._writer = max(number, *(event.writer for event in self._store.read()), 0)
+        self._add(Event("", 0, "lease", f"lease:{number}", time.time(), {}, self._writer))
+        self._begun = True
+
+    def _add(self, event: Event) -> str:
+        line = event.to_json()
+        storage.check_guard(self.root)
+        try:
+            self._store.append(line.encode(), event.writer)
+        except OSError as error:
+            self._keys = None  # it may be there all the same
+            raise MorelError(
+                f"cannot write the run's journal in {self.root}: {error}; make the storage "
+                "writable (or free space) and start the same command again"
+            ) from error
+        return line
 
     def _known(self) -> dict[str, set[str]]:
         if self._keys is None:
@@ -108,8 +143,8 @@ def _local_path(root: str) -> Path:
 
 
 class _Store(Protocol):
-    def append(self, line: bytes) -> None:
-        """Make ``line`` durable after those before it; raises OSError."""
+    def append(self, line: bytes, writer: int) -> None:
+        """Make the event ``line`` durable after those before it; raises OSError."""
         ...
 
     def read(self) -> Iterator[Event]:
@@ -118,40 +153,34 @@ class _Store(Protocol):
 
 
 class _FileStore:
-    """One file, a line for each event, on disk before `append` returns."""
+    """One file, a line for each event, on disk before `append` returns.
+
+    Nothing is ever written over or cut off: whoever does so may be one that was replaced in the
+    meantime. A line that a crash or a full disk has torn is spoiled by the next one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
-        self._end = 0
+        self._torn = False
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes, writer: int) -> None:
         descriptor = self._opened()
-        if os.fstat(descriptor).st_size > self._end:  # of a driver that lost its lease since
-            os.ftruncate(descriptor, self._end)
-        try:
-            written = os.pwrite(descriptor, line + b"\n", self._end)  # O_APPEND: at the true end
-            if written != len(line) + 1:
-                raise OSError(f"only {written} of {len(line) + 1} bytes were written")
-        except OSError:
-            os.ftruncate(descriptor, self._end)
-            raise
-        self._end += len(line) + 1
+        content = _SPOILED * self._torn + line + b"\n"
+        self._torn = True
+        written = os.write(descriptor, content)
+        if written != len(content):
+            raise OSError(f"only {written} of {len(content)} bytes were written")
+        self._torn = False
 
     def read(self) -> Iterator[Event]:
-        return (event for event, _ in self._scan())
-
-    def _scan(self) -> Iterator[tuple[Event, int]]:
-        """Every event with the offset of its end."""
         if not self._path.exists():
             return
         unreadable: int | None = None
         with self._path.open("rb") as file:
-            end = 0
             for number, line in enumerate(file, start=1):
-                end += len(line)
-                if not line.endswith(b"\n"):
-                    return
+                if line.endswith(_SPOILED) or not line.endswith(b"\n"):
+                    continue
                 try:
                     event = Event.from_json(line)
                 except ValueError:
@@ -160,23 +189,21 @@ class _FileStore:
                 if unreadable:  # not the torn end of a crash: something else wrote here
                     _logger.warning("%s: line %d is unreadable, left out", self._path, unreadable)
                     unreadable = None
-                yield event, end
+                yield event
 
     def _opened(self) -> int:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            for _, end in self._scan():
-                self._end = end
             created = not self._path.exists()
             # A write returns when it is on disk (O_DSYNC): in one call, after which the interpreter
             # waits once, not three times, for its lock beside a busy writer thread.
             # Nor does a line land on another one, whatever its writer believes the file to hold.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_DSYNC
-            descriptor = os.open(self._path, flags, 0o644)
-            os.ftruncate(descriptor, self._end)
+            self._descriptor = os.open(self._path, flags, 0o644)
+            size = os.fstat(self._descriptor).st_size
+            self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
             if created:
                 _sync_folder(self._path.parent)
-            self._descriptor = descriptor
         return self._descriptor
 
     def __del__(self) -> None:
@@ -196,24 +223,21 @@ def _sync_folder(folder: Path) -> None:
 class _ObjectStore:
     """A folder of objects, one event each, named by place in the journal and number of the writer.
 
-    Each process that writes takes the number after the highest one there. Beyond the place at which
-    a later writer began nothing of an earlier one counts.
+    So nothing is ever written over by another writer. Of two at one place the later writer's comes
+    first.
     """
 
     def __init__(self, root: str) -> None:
         self._root = root
         self._opened: tuple[FileSystem, str] | None = None
         self._next: int | None = None
-        self._writer = 1
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: bytes, writer: int) -> None:
         filesystem, folder = self._open()
         if self._next is None:
             filesystem.create_dir(folder, recursive=True)
-            places = [_place(path) for path in self._paths()]
-            self._next = 1 + max((place for place, _ in places), default=-1)
-            self._writer = 1 + max((writer for _, writer in places), default=0)
-        name = f"{folder}/{self._next:012d}-{self._writer:06d}.json"
+            self._next = 1 + max((_place(path)[0] for path in self._paths()), default=-1)
+        name = f"{folder}/{self._next:012d}-{writer:06d}.json"
 
         def put() -> None:
             storage.check_guard(self._root)
@@ -246,14 +270,7 @@ class _ObjectStore:
         filesystem, folder = self._open()
         found = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
         paths = [info.path for info in found if info.base_name.endswith(".json")]
-        kept: list[str] = []
-        newest = 0
-        # Of two at one place the later writer's counts.
-        for path in sorted(paths, key=lambda path: (_place(path)[0], -_place(path)[1])):
-            if _place(path)[1] >= newest:
-                newest = _place(path)[1]
-                kept.append(path)
-        return kept
+        return sorted(paths, key=_place)
 
     def _open(self) -> tuple[FileSystem, str]:
         if self._opened is None:
@@ -263,6 +280,6 @@ class _ObjectStore:
 
 
 def _place(path: str) -> tuple[int, int]:
-    """(place in the journal, number of its writer) of an object."""
+    """(place in the journal, negative number of its writer) of an object."""
     place, _, writer = Path(path).stem.partition("-")
-    return int(place), int(writer or 0)
+    return int(place), -int(writer or 0)

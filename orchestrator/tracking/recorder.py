@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from morel_core.errors import MorelError
+from orchestrator import storage
 from orchestrator.tracking.events import (
     DatasetPayload,
     EpochPayload,
@@ -113,6 +114,7 @@ class Recorder:
         self._stopped = False
         self.past: dict[str, Past] = {}
         """The runs that the journal held on construction, by id."""
+        journal.begin()
         for event in journal.events():
             self.past.setdefault(event.run_id, Past()).add(event)
             self._enqueue(event)
@@ -215,7 +217,7 @@ class Recorder:
     def flush(self, timeout_s: float) -> int:
         """Wait until the tracker has everything, at most ``timeout_s``; returns `pending`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._queue, timeout_s)
+            self._changed.wait_for(lambda: not self._queue or self._stopped, timeout_s)
             return len(self._queue)
 
     def close(self, timeout_s: float = 10.0) -> int:
@@ -270,6 +272,8 @@ class Recorder:
                 if self._stopped or not self._queue:
                     return
                 event = self._queue[0]
+            if self._is_replaced():
+                return
             try:
                 self._tracker.apply(event)
             except _REJECTING as error:
@@ -283,6 +287,19 @@ class Recorder:
                 self._last_error = None
                 self._queue.popleft()
                 self._changed.notify_all()
+
+    def _is_replaced(self) -> bool:
+        """Whether another driver has the lease by now: it delivers what waits."""
+        try:
+            storage.check_guard(self._journal.root)
+        except MorelError:
+            with self._changed:
+                self._stopped = True
+                self._changed.notify_all()
+            return True
+        except OSError:  # the storage is away; the tracker may be there
+            pass
+        return False
 
     def _pause(self, failures: int, error: Exception) -> None:
         """Wait before the next attempt; shortened when the recorder is being closed."""

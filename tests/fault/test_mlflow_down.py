@@ -63,7 +63,8 @@ class Outages:
 def journal(storage: Path, name: str) -> list[dict[str, Any]]:
     path = storage / name / "journal" / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event for event in events if event["kind"] != "lease"]
 
 
 def epochs(storage: Path, name: str) -> int:
@@ -273,6 +274,11 @@ def test_sync_delivers_to_another_server_and_doubles_nothing(outages: Outages) -
     assert (first["delivered"], first["rejected"]) == (events, 0)
     assert (second["pending"], second["delivered"]) == (0, 0)
     check_recorded(outages, "gone")
+
+
+def test_sync_lets_the_journal_of_a_driver_at_work_be(outages: Outages) -> None:
+    assert "held by another driver" in outages.synced[0]
+    assert f"process {outages.driver}," in outages.synced[0]
 
 
 def test_only_the_driver_speaks_to_mlflow(outages: Outages) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from morel_core.errors import MorelError
 from orchestrator import lease, storage
 from orchestrator.lease import LeaseHeldError, LeaseLostError, held
-from orchestrator.tracking import Journal
+from orchestrator.tracking import Event, Journal, MemoryTracker, Recorder
 
 SECONDS = 1.5
 
@@ -22,7 +23,7 @@ SECONDS = 1.5
 DRIVER = """
 import sys, time
 from orchestrator.lease import held
-from orchestrator.tracking import Journal
+from orchestrator.tracking import Event, Journal, MemoryTracker, Recorder
 folder = sys.argv[1]
 journal = Journal(folder + "/journal")
 try:
@@ -125,19 +126,19 @@ def test_one_that_was_suspended_for_too_long_writes_nothing_more(driver, folder)
         journal.append("run", "epoch", "mine", {"epoch": 2, "metrics": {}})
         driver.send(signal.SIGCONT)
         said = driver.write("after")
-        assert said in ("LeaseLostError", "interrupted")
+        assert said == "LeaseLostError"
         journal.append("run", "epoch", "mine too", {"epoch": 3, "metrics": {}})
     events = list(Journal(f"{folder}/journal").events())
     assert [(e.key, e.seq) for e in events] == [("before", 0), ("mine", 1), ("mine too", 2)]
     driver.process.wait(timeout=5)
 
 
-def test_one_that_only_waits_is_interrupted(driver, folder):
+def test_one_that_only_waits_is_told(driver, folder):
     driver.send(signal.SIGSTOP)
     time.sleep(SECONDS)
     with held(str(folder), SECONDS):
         driver.send(signal.SIGCONT)
-        assert driver.says() in ("interrupted", "LeaseLostError")
+        assert driver.says() == "LeaseLostError"
 
 
 def test_a_lease_of_one_that_was_suspended_briefly_is_kept(driver, folder):
@@ -155,12 +156,73 @@ def test_what_a_worker_saves_is_fenced(folder):
             fence.check()
 
 
-def test_every_change_of_the_folder_is_guarded(folder):
-    def refuse() -> None:
+def test_without_heartbeats_each_write_asks_first(folder):
+    """As in a process that has just woken up, or whose storage was away."""
+    keeper = lease._Keeper(str(folder), SECONDS)
+    keeper.take()
+    with storage.guarded(str(folder), keeper):
+        storage.write(f"{folder}/file", b"early")
+        time.sleep(SECONDS / 2)
+        storage.write(f"{folder}/file", b"its heartbeat is made up for")
+        number = storage.check_guard(f"{folder}/file")
+        time.sleep(SECONDS / 2)
+        assert storage.create(f"{folder}/lease/{number + 1:06d}.json", b"{}")  # another driver's
+        with pytest.raises(LeaseLostError):
+            storage.write(f"{folder}/file", b"late")
+    assert storage.read_text(f"{folder}/file") == "its heartbeat is made up for"
+
+
+def test_one_that_was_replaced_delivers_nothing_more(folder):
+    tracker = MemoryTracker()
+    with held(str(folder), 60):
+        recorder = Recorder(Journal(f"{folder}/journal"), tracker)
+        recorder.epoch("run", 1, {"loss": 1.0})
+        assert recorder.flush(10) == 0
+        with storage.guarded(str(folder), Lost()):
+            recorder._enqueue(Event("run", 1, "epoch", "epoch:2", 1.0, {}))
+            began = time.monotonic()
+            assert recorder.close(10) == 1
+            assert time.monotonic() - began < 5
+    assert [event.key for event in tracker.applied] == ["epoch:1"]
+
+
+def test_a_full_storage_is_one_line(folder, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(MorelError, match="no lease can be written"), held(str(folder), SECONDS):
+        pass
+
+
+def test_without_hard_links_one_gets_it(folder, monkeypatch):
+    def unknown(source, target):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unknown)
+    with (
+        held(str(folder), SECONDS),
+        pytest.raises(LeaseHeldError),
+        held(str(folder), SECONDS),
+    ):
+        pass
+    assert not storage.create(f"{folder}/lease/000001.json", b"{}")
+    with held(str(folder), SECONDS) as fence:
+        assert fence.number == 2
+
+
+class Lost:
+    """A guard that knows that another driver is at work."""
+
+    number = 1
+
+    def check(self) -> None:
         raise LeaseLostError("lost")
 
+
+def test_every_change_of_the_folder_is_guarded(folder):
     storage.write(f"{folder}/file", b"old")
-    with storage.guarded(str(folder), refuse):
+    with storage.guarded(str(folder), Lost()):
         for change in (
             lambda: storage.write(f"{folder}/file", b"new"),
             lambda: storage.delete(f"{folder}/file"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from object_store import ObjectStore, serve
 
 from morel_core.errors import MorelError
-from orchestrator import storage
+from orchestrator import lease, storage
 from orchestrator.config import compose
 from orchestrator.identity import check_identity
+from orchestrator.lease import LeaseHeldError, LeaseLostError, held
 from orchestrator.search import control
 from orchestrator.tracking import Journal
 
@@ -172,3 +175,72 @@ def test_a_uri_is_a_bucket_and_a_folder(uri: str) -> None:
     with pytest.raises(MorelError, match=r"storage_path.*scheme://bucket/folder"):
         compose("digits", [f"storage_path={uri}"])
     assert compose("digits", ["storage_path=s3://runs/x/"]).storage_path == "s3://runs/x"
+
+
+# --- the lease ------------------------------------------------------------------------------------
+
+SECONDS = 2.0
+
+
+@pytest.fixture
+def settles(monkeypatch: pytest.MonkeyPatch) -> float:
+    """How long a driver waits before it believes that a lease is its own."""
+    monkeypatch.setattr(storage, "SETTLE_S", 0.5)
+    return 0.5
+
+
+def test_one_driver_at_a_time(
+    s3: ObjectStore, settles: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"{BUCKET}/lease"
+    with held(folder, SECONDS):
+        with pytest.raises(LeaseHeldError, match="held by another driver"), held(folder, SECONDS):
+            pass
+        monkeypatch.setattr(lease, "_machine", lambda: "elsewhere")  # only its heartbeat is seen
+        with pytest.raises(LeaseHeldError, match="held by another driver"), held(folder, SECONDS):
+            pass
+    with held(folder, SECONDS) as fence:
+        assert fence.number == 2
+
+
+def test_a_lease_runs_out_and_fences(
+    s3: ObjectStore, settles: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"{BUCKET}/silent"
+    keeper = lease._Keeper(folder, SECONDS)
+    keeper.take()  # and no heartbeat: suspended
+    monkeypatch.setattr(lease, "_machine", lambda: "elsewhere")
+    began = time.monotonic()
+    with held(folder, SECONDS) as fence:
+        assert fence.number == 2
+        assert SECONDS <= time.monotonic() - began < 2 * SECONDS
+        with storage.guarded(folder, keeper), pytest.raises(LeaseLostError, match="has taken over"):
+            storage.write(f"{folder}/status.json", b"{}")
+    assert storage.read_text(f"{folder}/status.json") is None
+
+
+def test_of_many_that_create_a_file_one_has_it(s3: ObjectStore, settles: float) -> None:
+    contents = [b"a", b"b", b"c", b"d"]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for number in range(4):
+            path = f"{BUCKET}/created/{number}"
+            got = list(pool.map(lambda content, path=path: storage.create(path, content), contents))
+            (winner,) = [content for content, has in zip(contents, got, strict=True) if has]
+            assert storage.read_text(path) == winner.decode()
+
+
+def test_who_was_slow_to_create_a_file_gives_up(s3: ObjectStore, settles: float) -> None:
+    """Its write may have hit the file of one that had read back already, which finds that out."""
+    folder = f"{BUCKET}/slow"
+    with held(folder, 60) as fence:
+        path = f"{folder}/lease/{fence.number:06d}.json"
+        own = storage.read_text(path)
+        storage.delete(path)
+        s3.delay_s = 0.3  # each of two requests
+        assert not storage.create(path, b"{}")
+        s3.delay_s = 0
+        assert storage.read_text(path) == "{}"
+        assert own is not None
+        storage.write(path, own.replace(fence.nonce, "another's").encode(), guard=False)
+        with pytest.raises(LeaseLostError):
+            fence.check()
