@@ -59,13 +59,24 @@ def terminable() -> Generator[None]:
         return
 
     def as_interrupt(number: int, frame: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):  # ignored, as a shell asks of its background jobs
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
 
     before = signal.signal(signal.SIGTERM, as_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def interrupt_main() -> None:
+    """Let the main thread end as by Ctrl-C; from any thread, also where SIGINT is ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            return
 
 
 def interruptible(work: Callable[[], T], look: Callable[[], None]) -> T:

@@ -17,7 +17,6 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from morel_core.errors import MorelError
 from orchestrator import storage
+from orchestrator.ending import interrupt_main
 
 BEATS = 3
 """Heartbeats in the time that a lease lasts."""
@@ -250,7 +250,7 @@ class _Keeper:
                 self._renew()
             except LeaseLostError:
                 if self._in_main:  # it may wait for its workers, and write nothing for hours
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    interrupt_main()
                 return
             except Exception as error:  # a storage that is away: the next write says so, too
                 _logger.warning("the heartbeat of %s: %s", self.folder, error)

@@ -6,7 +6,6 @@ end of a slow storage while trials report, and both go on while the driver waits
 
 from __future__ import annotations
 
-import _thread
 import logging
 import signal
 import threading
@@ -204,7 +203,7 @@ class Watch:
         if self.pausing is None and control.pause_asked(names):
             self.pausing = time.time()
             if self.state not in ("starting", "training"):  # waiting for a measurement
-                _thread.interrupt_main()
+                ending.interrupt_main()
 
     def _write(self) -> None:
         book = self.book

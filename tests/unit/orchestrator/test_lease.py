@@ -22,12 +22,13 @@ SECONDS = 1.5
 # Holds the lease and writes an event whenever a line comes in; says what came of it.
 DRIVER = """
 import sys, time
+from orchestrator.ending import terminable
 from orchestrator.lease import held
 from orchestrator.tracking import Event, Journal, MemoryTracker, Recorder
 folder = sys.argv[1]
 journal = Journal(folder + "/journal")
 try:
-    with held(folder, float(sys.argv[2])):
+    with terminable(), held(folder, float(sys.argv[2])):
         print("holds", flush=True)
         for line in sys.stdin:
             event = journal.append("run", "epoch", line.strip(), {"epoch": 1, "metrics": {}})
