@@ -138,15 +138,16 @@ def held(folder: str, seconds: float, *, covers: str | None = None) -> Generator
     keeper = _Keeper(folder, seconds)
     keeper.take()
     try:
-        with storage.guarded(covers or folder, keeper):
-            keeper.thread.start()
-            yield keeper.fence
-    except KeyboardInterrupt:
+        try:
+            with storage.guarded(covers or folder, keeper):
+                keeper.thread.start()
+                yield keeper.fence
+        finally:
+            keeper.release()
+    except KeyboardInterrupt:  # of the heartbeat; it may come while a write says the same
         if keeper.lost is not None:
             raise keeper.lost from None
         raise
-    finally:
-        keeper.release()
 
 
 class _Keeper:
