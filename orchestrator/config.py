@@ -131,7 +131,8 @@ class RunConfig(ExperimentConfig):
     """An experiment, and where it runs and is recorded."""
 
     name: str | None = None
-    """Name of the run: the same name resumes it. Default: recipe and time."""
+    """Name of the run: the same name resumes it. Default: data, method, seed and time; of a search
+    its file and time."""
     storage_path: str = "~/morel_runs"
     """Folder or s3:// / gs:// URI of checkpoints and journals; every node must see it."""
     scaling: ScalingConfig = field(default_factory=ScalingConfig)

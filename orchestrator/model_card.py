@@ -12,6 +12,7 @@ from morel_core.evaluation import EvaluationResult
 from morel_core.models import MorelNet
 from orchestrator.config import RunConfig, scientific
 from orchestrator.evaluation.targets import Target
+from orchestrator.notes import method_name
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
 
@@ -39,8 +40,8 @@ def model_card(
             "",
             f"A {config.model.name} for {data.num_classes} classes of {data.name}, images "
             f"{data.shape} in [0, 1], trained against adversarial images with "
-            f"{_method(config)}. The architecture is the plain one: what MOREL trains beside it is "
-            "left out.",
+            f"{method_name(config)}. The architecture is the plain one: what MOREL trains beside "
+            "it is left out.",
             "",
             "## How robust it is",
             "",
@@ -106,11 +107,6 @@ def _torchvision(name: str, data: Dataset) -> str:
             f"{', '.join(map(str, data.shape))}))  # images in [0, 1]",
         ]
     )
-
-
-def _method(config: RunConfig) -> str:
-    base = config.objective.accuracy.upper()
-    return f"MOREL on {base}" if config.objective.morel else base
 
 
 def _evaluation(result: EvaluationResult) -> list[str]:

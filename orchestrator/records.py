@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import getpass
 import logging
 import math
 import platform
@@ -17,6 +19,7 @@ from morel_core.errors import MorelError
 from orchestrator import ending, storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
 from orchestrator.failures import failure_reason
+from orchestrator.jobs import in_job
 from orchestrator.masking import masked, masked_address
 from orchestrator.revision import revision
 from orchestrator.tracking import (
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "omegaconf", "optuna", "numpy")
+SOURCES = {"train": "train", "search": "tune", "trial": "tune", "campaign": "campaign"}
+"""Kind of a run → the command that makes it."""
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
 ENDS = ("", "_low", "_high")
 DELIVERY_S = 30.0
@@ -66,8 +71,12 @@ def measured_with(config: RunConfig, metrics: Mapping[str, Any], prefix: str = "
 
 
 def accuracy_names(prefix: str, attack: str) -> dict[str, str]:
-    """Trainer's key → recorded metric, with the attack and its ε in the name."""
-    names = {"clean_accuracy": f"{prefix}.clean", "robust_accuracy": f"{prefix}.robust.{attack}"}
+    """Trainer's key → recorded metric, with the attack and its ε in the name.
+
+    The robust one comes first: MLflow shows metrics in the order in which a run has got them, and
+    compares runs by the first that they have in common.
+    """
+    names = {"robust_accuracy": f"{prefix}.robust.{attack}", "clean_accuracy": f"{prefix}.clean"}
     return {key + end: name + end for key, name in names.items() for end in ENDS}
 
 
@@ -75,7 +84,7 @@ def epoch_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]
     """One epoch's metrics as they are recorded."""
     names = accuracy_names("holdout", attack) | {"num_images": "holdout.images"}
     kept = ("loss.", "gradient_share.", "lr", "seconds", "images_per_second", "guard_", "workers")
-    recorded = {names[key]: value for key, value in metrics.items() if key in names}
+    recorded = {name: metrics[key] for key, name in names.items() if key in metrics}
     return recorded | {key: value for key, value in metrics.items() if key.startswith(kept)}
 
 
@@ -83,11 +92,7 @@ def best_metrics(metrics: Mapping[str, float], attack: str) -> dict[str, float]:
     """The best epoch so far, as it is recorded at the end of a run."""
     names = accuracy_names("best.holdout", attack)
     names |= {"epoch": "best.epoch", "rung": "best.rung", "num_images": "best.holdout.images"}
-    return {
-        names[key.removeprefix("best_")]: value
-        for key, value in metrics.items()
-        if key.startswith("best_") and key.removeprefix("best_") in names
-    }
+    return {name: metrics[f"best_{key}"] for key, name in names.items() if f"best_{key}" in metrics}
 
 
 def accuracies(report: Mapping[str, Any]) -> tuple[float, float]:
@@ -150,9 +155,22 @@ def environment_tags() -> dict[str, str]:
     return tags
 
 
+def source_tags(kind: str) -> dict[str, str]:
+    """Who ran what of which commit, as MLflow's own columns show it."""
+    tags = {
+        "mlflow.source.name": f"morel {SOURCES[kind]}",
+        "mlflow.source.type": "JOB" if in_job() else "LOCAL",
+    }
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a container's user has no name
+        tags["mlflow.user"] = getpass.getuser()
+    commit = revision().commit
+    return tags | ({} if commit == "unknown" else {"mlflow.source.git.commit": commit})
+
+
 def run_tags(config: RunConfig, kind: str) -> dict[str, str]:
     """Tags that every run carries; twins share ``morel.key``."""
     return {
+        **source_tags(kind),
         "morel.kind": kind,
         "morel.key": run_key(config),
         "morel.objective": config.objective.accuracy,
@@ -171,6 +189,12 @@ def params(config: RunConfig) -> dict[str, Any]:
 def new_name(stem: str) -> str:
     """A name for a run that was given none."""
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def train_name(config: RunConfig) -> str:
+    """A name for a training run that was given none: ``digits-morel-trades-seed0-…``."""
+    method = f"{'morel-' if config.objective.morel else ''}{config.objective.accuracy}"
+    return new_name(f"{config.data.name}-{method}-seed{config.seed}")
 
 
 def open_recorder(config: RunConfig) -> Recorder:

@@ -25,6 +25,7 @@ from orchestrator.ending import Paused, interruptible
 from orchestrator.failures import failure_reason, out_of_memory, repeats, storage_failed
 from orchestrator.identity import check_identity
 from orchestrator.lease import Fence, held
+from orchestrator.notes import train_note
 from orchestrator.retries import in_more_slices, retry_tags
 from orchestrator.search import control
 from orchestrator.staging import stage
@@ -128,7 +129,7 @@ def train(
         MorelError: data, storage, cluster or MLflow are not as asked; or training failed.
     """
     if config.name is None:
-        config = dataclasses.replace(config, name=records.new_name("train"))
+        config = dataclasses.replace(config, name=records.train_name(config))
     storage.check_writable(config.storage_path)
     if cluster_address(config) is None:
         _check_resources(config, *local_resources())
@@ -228,7 +229,7 @@ def _fit(
         exported = records.store_export(f"{config.storage_path}/{config.name}", final)
         metrics |= exported.metrics
     diverged = bool(last.get("diverged"))
-    reason = records.own_end(last)
+    reason, device = records.own_end(last), str(last.get("device", "unknown"))
     recorder.finish(
         run_id,
         status="FAILED" if diverged else "FINISHED",
@@ -237,12 +238,13 @@ def _fit(
         tags={
             "morel.state": "diverged" if diverged else "finished",
             "morel.diverged": str(diverged).lower(),
-            "morel.device": str(last.get("device", "unknown")),
+            "morel.device": device,
             "morel.checkpoint": trained.checkpoint,
             **({"morel.not_measured": trained.not_measured} if trained.not_measured else {}),
             **retry_tags(trained.retries, own, last),
         },
         texts={"evaluation/test.json": exported.evaluation} if exported else {},
+        note=train_note(config, metrics, stop_reason=reason, device=device),
         model=exported.model if exported else None,
     )
     return TrainResult(

@@ -25,8 +25,10 @@ from orchestrator.search.budget import Cost
 from orchestrator.search.final import measure_on_test
 from orchestrator.search.front import FrontRecord
 from orchestrator.search.ladder import milestones
+from orchestrator.search.note import search_note
 from orchestrator.search.reuse import find_twins, note_twin
-from orchestrator.search.selection import choose, summary_note
+from orchestrator.search.saved_view import view_of
+from orchestrator.search.selection import choose
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trials import Trial, TrialBook, View, trial_folder_name
 from orchestrator.search.twins import Twins
@@ -147,6 +149,7 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
                 },
                 dataset=dataset,
             )
+            recorder.view(search_id, view_of(search))
             check_resources(search, *there)
             staged = stage(base.data, data)
             del data  # from here on it lies in Ray's object store
@@ -158,7 +161,7 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
             if search.ladder.verify.top:
                 verify_candidates(search, book, twins)
             winner = choose(search, book.trials)
-            record_verified(book.trials, winner, recorder)
+            record_verified(search, book.trials, winner, recorder)
             watch.state = "testing"
             measure_on_test(search, book.trials, winner, recorder)
             seconds = time.perf_counter() - started
@@ -380,5 +383,5 @@ def finish_search(
         metrics=metrics,
         tags=tags,
         artifacts=artifacts,
-        note=summary_note(search, trials, winner),
+        note=search_note(search, trials, winner, cost),
     )

@@ -15,7 +15,7 @@ from morel_core.errors import MorelError
 from morel_core.registry import suggestion
 from orchestrator.masking import masked, masked_address
 from orchestrator.tracking.connection import open_client
-from orchestrator.tracking.parameters import all_params
+from orchestrator.tracking.parameters import all_params, all_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -140,7 +140,7 @@ def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunR
                 f"experiment {experiment!r} is not in {masked_address(uri)}: "
                 f"{suggestion(experiment, names)}"
             )
-        runs = sorted(_with_all_params(_all_runs(client, found.experiment_id)), key=_order)
+        runs = sorted(_whole(_all_runs(client, found.experiment_id)), key=_order)
     except MlflowException as error:
         raise MorelError(f"{masked_address(uri)}: {masked(str(error)).splitlines()[0]}") from error
     return runs if search is None else of_search(runs, search, experiment)
@@ -157,15 +157,17 @@ def _all_runs(client: MlflowClient, experiment_id: str) -> list[RunRecord]:
             return runs
 
 
-def _with_all_params(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs; trials with the parameters that only the run of their search has, too."""
-    searches = {run.mlflow_id: run.params for run in runs if run.kind == "search"}
-    return [
-        replace(run, params=all_params(run.params, searches.get(run.parent_mlflow_id or "", {})))
-        if run.kind == "trial"
-        else run
-        for run in runs
-    ]
+def _whole(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs; trials with the parameters and tags that only their search's run has, too."""
+    searches = {run.mlflow_id: run for run in runs if run.kind == "search"}
+    whole: list[RunRecord] = []
+    for run in runs:
+        search = searches.get(run.parent_mlflow_id or "")
+        if run.kind == "trial" and search is not None:
+            params, tags = all_params(run.params, search.params), all_tags(run.tags, search.tags)
+            run = replace(run, params=params, tags=tags)
+        whole.append(run)
+    return whole
 
 
 def _order(run: RunRecord) -> tuple[float, bool, str]:

@@ -16,6 +16,7 @@ from orchestrator import records, storage
 from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.records import Exported
+from orchestrator.search.note import trial_note
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trials import Trial, run_of
 from orchestrator.tracking import Recorder
@@ -37,7 +38,7 @@ def measure_on_test(
         if kept is None:
             running[_start(search, trial)] = trial
         else:
-            _record(trial, kept, recorder, won=trial is winner)
+            _record(search, trial, kept, winner, recorder)
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         trial = running.pop(done)
@@ -47,7 +48,7 @@ def measure_on_test(
             trial.untested = failure_reason(error)
             continue
         storage.write(_place(search, trial), json.dumps(asdict(measured), indent=2).encode())
-        _record(trial, measured, recorder, won=trial is winner)
+        _record(search, trial, measured, winner, recorder)
 
 
 def chosen(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> list[Trial]:
@@ -81,15 +82,22 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
     return task.remote(to_dict(run), Checkpoint(trial.checkpoint), search.final.attacks)
 
 
-def _record(trial: Trial, measured: Exported, recorder: Recorder, *, won: bool) -> None:
+def _record(
+    search: SearchConfig,
+    trial: Trial,
+    measured: Exported,
+    winner: Trial | None,
+    recorder: Recorder,
+) -> None:
     trial.test = measured.metrics
     recorder.finish(
         trial.run_id,
         status="FINISHED",
         stop_reason=trial.reason,
         metrics=measured.metrics,
-        tags={"morel.winner": "true"} if won else {},
+        tags={"morel.winner": "true"} if trial is winner else {},
         texts={"evaluation/test.json": measured.evaluation},
+        note=trial_note(search, trial, winner),
         model=measured.model,
     )
 

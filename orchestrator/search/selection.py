@@ -230,9 +230,13 @@ def _left_out_lines(search: SearchConfig, trials: Sequence[Trial]) -> list[str]:
 
 
 def front_rows(search: SearchConfig, trials: Sequence[Trial]) -> list[dict[str, str]]:
-    """The front as a table of text, a row a trial: clean and robust accuracy in per cent."""
-    members = front(search, trials)
-    verified = any(trial.verified for trial in members)
+    """The front as `rows_of`."""
+    return rows_of(front(search, trials))
+
+
+def rows_of(trials: Sequence[Trial]) -> list[dict[str, str]]:
+    """A table of text, a row a measured trial: clean and robust accuracy in per cent."""
+    verified = any(trial.verified for trial in trials)
     return [
         {
             "trial": f"{trial.number} ({trial.label})",
@@ -240,26 +244,12 @@ def front_rows(search: SearchConfig, trials: Sequence[Trial]) -> list[dict[str, 
             "robust % [95 %]": with_interval(trial.last, "best_robust_accuracy"),
             **({"verified % [95 %]": _verified_text(trial)} if verified else {}),
         }
-        for trial in members
+        for trial in trials
     ]
 
 
 def _verified_text(trial: Trial) -> str:
     return with_interval(trial.verified.worst_case, "accuracy") if trial.verified else "–"
-
-
-def summary_note(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> str:
-    """Markdown for the search's page: what was searched, and what came out."""
-    head = f"**{search.name}** on `{search.recipe}`: {len(trials)} trials."
-    parts = [head, *result_lines(search, trials, winner)]
-    both = search.objective.metric == "tradeoff"
-    rows = front_rows(search, trials) if both else []
-    if rows:
-        attack = records.evaluation_label(search.base)
-        table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-        lines = ["| " + " | ".join(row) + " |" for row in table]
-        parts += [f"Front of held-out accuracies ({attack}):", "\n".join(lines)]
-    return "\n\n".join(parts)
 
 
 def verified_summary(trial: Trial, winner: Trial | None) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from orchestrator.search import goal
 from orchestrator.search.parameters import is_number
 from orchestrator.search.population import Population
 from orchestrator.search.space import SearchConfig
-from orchestrator.tracking import Recorder, own_params
+from orchestrator.tracking import Recorder, own_params, own_tags
 
 if TYPE_CHECKING:
     from orchestrator.search.selection import Verified
@@ -34,6 +34,8 @@ TRAINED = "trained"
 """… and up to which epoch the network in place is trained, whatever epoch is told of again."""
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
+LONGEST_NAME = 80
+"""Characters of a trial's name in MLflow."""
 NUMBER, POINT = "morel.number", "morel.point"
 """Tags of a trial: its place in its search, and the raw values that were tried."""
 
@@ -110,6 +112,17 @@ def trial_folder_name(tune_id: str) -> str:
     return f"trial_{tune_id}"
 
 
+def run_name(trial: Trial) -> str:
+    """Of a trial's run in MLflow: its number, for the order, and as much of its point as is read.
+
+    ``007 k1=0.371 alpha=2.04e-06``; what does not fit into `LONGEST_NAME` is counted.
+    """
+    kept, left = f"{trial.number:03d}", trial.label.split(" ")
+    while left and len(kept) + len(left[0]) < LONGEST_NAME:
+        kept = f"{kept} {left.pop(0)}"
+    return f"{kept} +{len(left)}" if left else kept
+
+
 class View(Protocol):
     """Shows a search while it runs."""
 
@@ -154,7 +167,9 @@ class TrialBook:
         self._tune_trials: dict[str, Any] = {}
         whole = recorder.past.get(str(search.base.name))
         self._shared = records.params(search.base) if whole is None else whole.params
-        """What the search's own run has recorded."""
+        """What the search's own run has recorded …"""
+        self._shared_tags = records.environment_tags() if whole is None else whole.tags
+        """… of both."""
 
     @property
     def trials(self) -> list[Trial]:
@@ -223,11 +238,11 @@ class TrialBook:
             params = own_params(flatten(resolved), self._shared, searched)
         self.recorder.start_run(
             trial.run_id,
-            name=f"{trial.number:03d} {trial.label}",
+            name=run_name(trial),
             parent=str(self.search.base.name),
             params={**params, **helpers},
             config=resolved,
-            tags=records.run_tags(run, "trial") | tags,
+            tags=own_tags(records.run_tags(run, "trial"), self._shared_tags) | tags,
         )
 
     def result(self, tune_trial: Any, report: Mapping[str, Any]) -> None:
@@ -405,6 +420,8 @@ class TrialBook:
         self._close(trial, "failed", failure_reason(error_text(tune_trial)))
 
     def _close(self, trial: Trial, state: State, reason: str) -> None:
+        from orchestrator.search.note import trial_note  # it is about trials: it imports them
+
         trial.state, trial.reason = state, reason
         attack = records.measured_with(self.search.base, trial.last, "best_")
         metrics = records.best_metrics(trial.last, attack)
@@ -419,6 +436,7 @@ class TrialBook:
             stop_reason=reason,
             metrics=metrics,
             texts=texts,
+            note=trial_note(self.search, trial),
             tags={
                 **tags,
                 "morel.state": state,

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator import storage
 from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
+from orchestrator.search.note import trial_note
 from orchestrator.search.selection import VERIFYING, Verified, honest, ranked, why_lost
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trials import Trial, TrialBook, run_of
@@ -68,7 +69,9 @@ def standing(verified: Verified) -> str:
     return f"verified {verified}"
 
 
-def record_verified(trials: Sequence[Trial], winner: Trial | None, recorder: Recorder) -> None:
+def record_verified(
+    search: SearchConfig, trials: Sequence[Trial], winner: Trial | None, recorder: Recorder
+) -> None:
     """Add what verification found to each candidate's run, and why it lost."""
     for trial in trials:
         if not trial.standing:
@@ -85,7 +88,7 @@ def record_verified(trials: Sequence[Trial], winner: Trial | None, recorder: Rec
             metrics=verified.metrics if verified else {},
             tags=tags,
             texts={"evaluation/verified.json": verified.document} if verified else {},
-            note=f"Lost: {lost}." if lost else f"Won the search: {trial.standing}.",
+            note=trial_note(search, trial, winner),
         )
 
 

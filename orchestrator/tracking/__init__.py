@@ -7,12 +7,14 @@ from orchestrator.tracking.events import (
     FinalPayload,
     ModelPayload,
     ProgressPayload,
+    RegisterPayload,
     StartPayload,
+    ViewPayload,
 )
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.late import LateTracker
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from orchestrator.tracking.parameters import all_params, own_params
+from orchestrator.tracking.parameters import all_params, all_tags, own_params, own_tags
 from orchestrator.tracking.recorder import Recorder, Rejection, Replay, replay
 from orchestrator.tracking.tracker import MemoryTracker, NullTracker, Tracker
 
@@ -29,11 +31,15 @@ __all__ = [
     "NullTracker",
     "ProgressPayload",
     "Recorder",
+    "RegisterPayload",
     "Rejection",
     "Replay",
     "StartPayload",
     "Tracker",
+    "ViewPayload",
     "all_params",
+    "all_tags",
     "own_params",
+    "own_tags",
     "replay",
 ]

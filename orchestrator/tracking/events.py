@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from morel_core.errors import ConfigError
 
-Kind: TypeAlias = Literal["start", "epoch", "progress", "final", "lease"]
+Kind: TypeAlias = Literal["start", "epoch", "progress", "view", "register", "final", "lease"]
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 
 # Run ids name folders and stand in MLflow filters: no quotes, no empty part, no way up.
@@ -86,8 +86,43 @@ class FinalPayload(TypedDict):
     texts: dict[str, str]
     """Artifact path → text."""
     note: str | None
-    """Markdown shown on the run's page."""
+    """Markdown shown on the run's page; `orchestrator.tracking.note` says what its links may be."""
     model: ModelPayload | None
+
+
+class ViewPayload(TypedDict):
+    """Columns and charts in which the trials of a search are looked at, by recorded names."""
+
+    params: list[str]
+    """Those that differ between trials: columns, and axes of the parallel coordinates."""
+    clean: str
+    """Metric: a trial's clean accuracy."""
+    robust: str
+    """Metric: a trial's robust accuracy, by which the trials are sorted."""
+    more: list[str]
+    """Metrics: further columns."""
+    curves: list[str]
+    """Metrics: drawn over the epochs."""
+    tags: list[str]
+    """Last columns."""
+
+
+class RegisterPayload(TypedDict):
+    """A run's logged model becomes a version of a registered model."""
+
+    name: str
+    """Of the registered model, which is made if need be."""
+    description: str
+    """Markdown of the version."""
+    tags: dict[str, str]
+    """Of the version."""
+    champion: Literal["better", "always", "never"]
+    """Whether the version gets the alias ``champion``: where the present one has a smaller
+    ``score`` or there is none, in any case, or not at all."""
+    score: float | None
+    """Verified robust accuracy; None: not verified, which is never the champion."""
+    protocol: str
+    """How the score was measured: scores of different protocols are never compared."""
 
 
 def check_run_id(run_id: str) -> None:
@@ -107,10 +142,9 @@ class Event:
         seq: place among this run's events, from 0; assigned by the journal.
         kind: which payload this is.
         key: what makes it unique within the run: ``"start"``, ``"epoch:3"``,
-            ``"progress:3:…"``, ``"final:…"``.
+            ``"progress:3:…"``, ``"view:…"``, ``"register:…"``, ``"final:…"``.
         time: unix seconds at which it was appended.
-        payload: a `StartPayload`, `EpochPayload`, `ProgressPayload` or `FinalPayload`, as JSON
-            gives it back.
+        payload: the `StartPayload`, `EpochPayload` and so on of its kind, as JSON gives it back.
         writer: number of the lease under which it was appended; 0: of none.
     """
 

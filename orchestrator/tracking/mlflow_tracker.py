@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from morel_core.errors import MorelError
@@ -25,9 +25,16 @@ from orchestrator.tracking.events import (
     Event,
     FinalPayload,
     ProgressPayload,
+    RegisterPayload,
     StartPayload,
+    ViewPayload,
 )
-from orchestrator.tracking.logged_model import GONE, fetch, log_model
+from orchestrator.tracking.files import gather
+from orchestrator.tracking.logged_model import GONE, log_model
+from orchestrator.tracking.note import TAG as NOTE
+from orchestrator.tracking.note import linked, merged
+from orchestrator.tracking.registry import register
+from orchestrator.tracking.saved_view import saved_view, view_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -110,6 +117,10 @@ class MlflowTracker:
                 self._epoch(recorded, event, cast(EpochPayload, event.payload))
             elif event.kind == "progress":
                 self._progress(recorded, event, cast(ProgressPayload, event.payload))
+            elif event.kind == "view":
+                self._view(recorded, event, cast(ViewPayload, event.payload))
+            elif event.kind == "register":
+                self._register(recorded, event, cast(RegisterPayload, event.payload))
             else:
                 self._final(recorded, event, cast(FinalPayload, event.payload))
             recorded.cursor = event.seq
@@ -229,6 +240,16 @@ class MlflowTracker:
             self._client.update_run(recorded.mlflow_id, status="RUNNING")
             recorded.status = "RUNNING"
 
+    def _view(self, recorded: _Recorded, event: Event, payload: ViewPayload) -> None:
+        key, value = saved_view(event.run_id, payload, recorded.mlflow_id, event.milliseconds)
+        self._client.set_experiment_tag(self._experiment_id, key, value)
+        self._log(recorded, event)
+
+    def _register(self, recorded: _Recorded, event: Event, payload: RegisterPayload) -> None:
+        occasion = f"{event.run_id}#{event.seq}"
+        register(self._client, recorded.mlflow_id, payload, event=occasion)
+        self._log(recorded, event)
+
     def _final(self, recorded: _Recorded, event: Event, payload: FinalPayload) -> None:
         tags = {
             **payload["tags"],
@@ -236,7 +257,8 @@ class MlflowTracker:
             "morel.stop_reason": payload["stop_reason"],
         }
         if payload["note"] is not None:
-            tags["mlflow.note.content"] = payload["note"]
+            there = self._client.get_run(recorded.mlflow_id).data.tags.get(NOTE)
+            tags[NOTE] = merged(linked(payload["note"], self._page), there)
         missing = self._log_files(recorded, payload["artifacts"], payload["texts"])
         if payload["model"]:
             try:
@@ -256,12 +278,21 @@ class MlflowTracker:
         recorded.status = payload["status"]
         self._log(recorded, event, metrics=payload["metrics"], tags=tags)
 
+    def _page(self, kind: str, name: str) -> str | None:
+        """Where MLflow shows a run of ours, or the saved view of a search."""
+        if kind == "view":
+            return view_page(self._experiment_id, name)
+        known = self.mlflow_run_id(name)
+        if known is None and (run := self._find(name, None)):
+            known = run.info.run_id
+        return f"#/experiments/{self._experiment_id}/runs/{known}" if known else None
+
     def _log_files(
         self, recorded: _Recorded, artifacts: dict[str, str], texts: dict[str, str]
     ) -> list[str]:
         """Log files and texts, by artifact path; returns those that are not there any more."""
         with tempfile.TemporaryDirectory(prefix="morel-") as folder:
-            missing = _gather(Path(folder), artifacts, texts)
+            missing = gather(Path(folder), artifacts, texts)
             if any(Path(folder).iterdir()):
                 self._client.log_artifacts(recorded.mlflow_id, folder)
         return missing
@@ -346,29 +377,6 @@ def _verdicts() -> Generator[None]:
         raise ConnectionError(masked(str(error))) from error
     except RequestException as error:  # some are ValueErrors: an unreadable answer, for one
         raise ConnectionError(masked(str(error))) from error
-
-
-def _gather(folder: Path, artifacts: dict[str, str], texts: dict[str, str]) -> list[str]:
-    """Put a run's files into ``folder``; returns those that are not there any more."""
-    missing: list[str] = []
-    for name, text in texts.items():
-        _target(folder, name).write_text(text, encoding="utf-8")
-    for name, source in artifacts.items():
-        target = _target(folder, name)
-        try:
-            fetch(source, target)
-        except GONE:
-            missing.append(name)
-    return missing
-
-
-def _target(folder: Path, name: str) -> Path:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise MorelError(f"artifact {name!r}: must be a relative path inside the run")
-    target = folder / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def _param_text(value: Any) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,8 +26,10 @@ from orchestrator.tracking.events import (
     FinalPayload,
     ModelPayload,
     ProgressPayload,
+    RegisterPayload,
     StartPayload,
     Status,
+    ViewPayload,
 )
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.tracker import Tracker
@@ -185,6 +188,17 @@ class Recorder:
         payload = ProgressPayload(step=step, metrics=dict(metrics), artifacts=dict(artifacts or {}))
         return self._append(run_id, "progress", f"progress:{step}:{_digest(payload)}", payload)
 
+    def view(self, run_id: str, payload: ViewPayload) -> bool:
+        """Record how the trials of a search are best looked at; False if exactly this was."""
+        return self._append(run_id, "view", f"view:{_digest(payload)}", payload)
+
+    def register(self, run_id: str, payload: RegisterPayload) -> bool:
+        """Record that the run's logged model is to be a version of a registered model.
+
+        Each call is an event of its own: what a person has deleted since is made again.
+        """
+        return self._append(run_id, "register", f"register:{uuid.uuid4().hex}", payload)
+
     def finish(
         self,
         run_id: str,
@@ -244,7 +258,7 @@ class Recorder:
         run_id: str,
         kind: Any,
         key: str | None,
-        payload: StartPayload | EpochPayload | ProgressPayload | FinalPayload,
+        payload: Mapping[str, Any],
     ) -> bool:
         with self._append_lock:  # the queue keeps the journal's order
             if key is None:
@@ -257,7 +271,7 @@ class Recorder:
         return True
 
     def _enqueue(self, event: Event) -> None:
-        if event.kind != "final":
+        if event.kind in ("start", "epoch", "progress"):
             self._steps[event.run_id] = self._steps.get(event.run_id, 0) + 1
         with self._changed:
             if not self._stopped:

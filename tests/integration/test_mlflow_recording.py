@@ -18,6 +18,7 @@ from servers import free_port, kill_group, start_mlflow
 from morel_core.errors import MorelError
 from orchestrator.compare import comparison_table, load_runs
 from orchestrator.tracking import Journal, MlflowTracker, Recorder, replay
+from orchestrator.tracking.note import merged
 
 ATTACK = "pgd20_linf_8-255"
 
@@ -325,7 +326,7 @@ def test_artifacts_texts_and_a_note(connect, client, runs_of, tmp_path):
     assert [f.path for f in files] == ["eval/by_uri.json", "eval/result.json"]
     local = client.download_artifacts(run.info.run_id, "notes/log.txt", str(tmp_path))
     assert Path(local).read_text(encoding="utf-8") == "α"
-    assert run.data.tags["mlflow.note.content"] == "# Summary"
+    assert run.data.tags["mlflow.note.content"] == merged("# Summary", None)
     assert run.data.tags["morel.missing_artifacts"] == "gone.bin, gone_by_uri.bin"
 
 

@@ -12,7 +12,6 @@ import saturating
 import yaml
 
 from orchestrator import measuring, worker
-from orchestrator.search.selection import summary_note
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
@@ -81,8 +80,24 @@ def test_the_losers_run_says_why(result: SearchResult, shared_storage: Path) -> 
     assert honest.tags["morel.lost"] == ""
     assert (honest.tags["morel.winner"], masked.tags["morel.winner"]) == ("true", "false")
     note = recorded.one(shared_storage, "verified").data.tags["mlflow.note.content"]
-    assert note == summary_note(result.search, result.trials, result.winner)
+    assert note.startswith("Winner: trial 1 (paper), verified robust accuracy ")
     assert "Trial 2 (masked) lost: it masks its gradients" in note
+
+
+def test_notes_link_to_pages_of_this_mlflow(result: SearchResult, shared_storage: Path) -> None:
+    search = recorded.one(shared_storage, "verified")
+    note = search.data.tags["mlflow.note.content"]
+    pages = f"#/experiments/{search.info.experiment_id}/runs"
+    for trial in result.trials:
+        assert f"({pages}/{recorded.one(shared_storage, trial.run_id).info.run_id})" in note
+    assert f"({pages}?viewStateShareKey=verified&" in note
+    winner = recorded.one(shared_storage, result.trials[0].run_id).data.tags["mlflow.note.content"]
+    assert winner.startswith("Won the search: verified ")
+    assert f"[verified]({pages}/{search.info.run_id})" in winner
+    assert "test images" in winner
+    experiment = recorded.client(shared_storage).get_experiment(search.info.experiment_id)
+    view = json.loads(experiment.tags["mlflow.sharedViewState.verified"])
+    assert view["name"] == "verified"
 
 
 def test_verified_numbers_stand_with_attack_interval_and_count(

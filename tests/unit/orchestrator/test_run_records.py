@@ -125,6 +125,28 @@ def test_run_tags(config):
     assert all(isinstance(value, str) for value in tags.values())
 
 
+def test_mlflows_own_columns_are_filled(config, monkeypatch):
+    def nobody():
+        raise OSError("no such user")
+
+    assert records.run_tags(config, "trial")["mlflow.source.name"] == "morel tune"
+    assert records.run_tags(config, "train")["mlflow.user"]
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert "mlflow.user" not in records.run_tags(config, "train")
+
+
+def test_a_run_without_a_name_is_called_by_what_it_is(config):
+    name = records.train_name(replace(config, name=None))
+    assert name.startswith("digits-morel-trades-seed0-")
+    plain = replace(config, objective=replace(config.objective, morel=False, accuracy="mart"))
+    assert records.train_name(plain).startswith("digits-mart-seed0-")
+
+
+def test_robust_accuracy_is_the_first_metric_of_a_run(config):
+    recorded = records.epoch_metrics(epoch(3, robust=0.5), ATTACK)
+    assert next(iter(recorded)) == f"holdout.robust.{ATTACK}"
+
+
 def test_params_are_the_resolved_config_flat(config):
     params = records.params(config)
     assert params["model.width"] == 16  # of the recipe

@@ -12,7 +12,8 @@ from morel_core.config import RungConfig
 from orchestrator.progress import SearchProgress, search_summary, trial_table
 from orchestrator.search.budget import Cost
 from orchestrator.search.ladder import LadderConfig, VerifyConfig
-from orchestrator.search.selection import Verified, choose, ranked, summary_note, why_lost
+from orchestrator.search.note import search_note
+from orchestrator.search.selection import Verified, choose, ranked, why_lost
 from orchestrator.search.trials import Trial
 from orchestrator.search.verify import standing
 from orchestrator.tune import SearchResult
@@ -136,14 +137,14 @@ def test_the_metric_decides_and_a_tie_goes_to_the_earlier(search):
 
 def test_note_says_that_the_winners_number_is_biased(search):
     winner = trial(1, 9, 0.6)
-    note = summary_note(search, [winner], winner)
+    note = search_note(search, [winner], winner, Cost())
     assert "1 trials" in note
     assert (
         f"Winner: trial 1 (point 1), held-out robust accuracy 60.0 [55.0, 65.0] % ({ATTACK})"
         in note
     )
     assert "biased upwards" in note
-    assert "Winner" not in summary_note(search, [], None)
+    assert "Winner" not in search_note(search, [], None, Cost())
 
 
 # --- by verified numbers -------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def test_a_flagged_trial_loses_to_any_other(verifying):
     winner = choose(verifying, trials)
     assert winner.number == 2
     assert trials[0].standing.startswith("it masks its gradients (90.0 [80.0, 100.0] %")
-    note = summary_note(verifying, trials, winner)
+    note = search_note(verifying, trials, winner, Cost())
     assert "Trial 1 (point 1) lost: it masks its gradients" in note
     assert "No gradient at all." in note
     assert "the best of 1, on images that served the search too" in note
@@ -176,8 +177,8 @@ def test_where_all_are_flagged_the_best_wins_and_the_note_says_so(verifying):
     trials = [verified(1, 0.9, 0.8, [MASKED]), verified(2, 0.9, 0.9, [MASKED])]
     winner = choose(verifying, trials)
     assert winner.number == 2
-    assert "Every candidate is flagged, the winner too: No gradient at all." in summary_note(
-        verifying, trials, winner
+    assert "Every candidate is flagged, the winner too: No gradient at all." in search_note(
+        verifying, trials, winner, Cost()
     )
 
 
@@ -185,7 +186,7 @@ def test_without_a_verified_trial_there_is_no_winner(verifying):
     failed = trial(1, 9, 0.9)
     failed.standing = "its verification failed: OSError: disk full"
     assert choose(verifying, [failed]) is None
-    note = summary_note(verifying, [failed], None)
+    note = search_note(verifying, [failed], None, Cost())
     assert "No trial was verified: there is no winner." in note
     assert "Trial 1 (point 1) lost: its verification failed: OSError: disk full" in note
 

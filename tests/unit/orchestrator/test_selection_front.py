@@ -9,8 +9,11 @@ from fake_tune import ATTACK
 from rich.console import Console
 from test_selection import MASKED, document, laddered, numbers, trial, verified
 
+from orchestrator.notes import GAP
 from orchestrator.progress import print_search, search_summary
+from orchestrator.search.budget import Cost
 from orchestrator.search.ladder import LadderConfig, VerifyConfig
+from orchestrator.search.note import search_note
 from orchestrator.search.selection import (
     Verified,
     choose,
@@ -18,7 +21,6 @@ from orchestrator.search.selection import (
     left_out,
     ranked,
     result_lines,
-    summary_note,
 )
 from orchestrator.search.settings import GoalConfig
 from orchestrator.tune import SearchResult
@@ -87,10 +89,9 @@ def test_the_verified_numbers_choose_among_the_front(both):
     assert head.startswith(
         "Winner: trial 2 (point 2), the most robust of the front's 3, verified robust accuracy 50.0"
     )
-    assert "Trial 1 (point 1) lost: verified 40.0" in summary_note(verifying, trials, winner)
-    assert "| 3 (point 3) | 50.0 [45.0, 55.0] | 90.0 [85.0, 95.0] | – |" in summary_note(
-        verifying, trials, winner
-    )
+    note = search_note(verifying, trials, winner, Cost()).replace(GAP, "")
+    assert "Trial 1 (point 1) lost: verified 40.0" in note
+    assert "| [3 (point 3)](run:hunt/3) | 50.0 [45.0, 55.0] | 90.0 [85.0, 95.0] | – |" in note
 
 
 def test_what_a_person_and_a_script_see(both):
@@ -102,10 +103,11 @@ def test_what_a_person_and_a_script_see(both):
     assert "+ point 3" not in shown
     assert "Winner: trial 2 (point 2), the most robust of the front's 2" in shown
     assert json.loads(json.dumps(search_summary(result)))["front"] == ["hunt/2", "hunt/1"]
-    note = summary_note(both, trials, result.winner)
+    note = search_note(both, trials, result.winner, Cost()).replace(GAP, "")
     assert f"Front of held-out accuracies ({ATTACK}):" in note
     assert (
-        "| trial | clean % [95 %] | robust % [95 %] |\n| --- | --- | --- |\n| 2 (point 2) |" in note
+        "| trial | clean % [95 %] | robust % [95 %] |\n| :--- | :--- | :--- |\n"
+        "| [2 (point 2)](run:hunt/2) **won** |" in note
     )
 
 
@@ -113,7 +115,7 @@ def test_a_search_for_one_number_has_a_front_for_scripts_alone(search):
     result = result_of(search, [point(1, 0.9, 0.3), point(2, 0.8, 0.5)])
     assert "front" not in printed(result)
     assert search_summary(result)["front"] == ["hunt/2", "hunt/1"]
-    assert "Front" not in summary_note(search, result.trials, result.winner)
+    assert "Front" not in search_note(search, result.trials, result.winner, Cost())
 
 
 # --- constraints ---------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_only_trials_that_keep_the_constraints_win(search, metric):
     assert result.winner.number == 3
     line = "Trial 1 (point 1) is left out: clean_accuracy 0.7 misses clean_accuracy >= 0.8."
     assert line in printed(result)
-    assert line in summary_note(bound, trials, result.winner)
+    assert line in search_note(bound, trials, result.winner, Cost())
     summary = search_summary(result)
     assert summary["front"] == ["hunt/3"]
     assert [t["left_out"] for t in summary["trials"]] == [

@@ -450,3 +450,35 @@ def test_without_a_view(search, recorder):
 )
 def test_a_run_says_how_it_came_to_its_own_end(report, reason):
     assert own_end(report) == reason
+
+
+# --- its page in MLflow --------------------------------------------------------------------------
+
+
+def test_its_note_says_what_came_out_and_how_to_get_it_again(book, recorded):
+    trial = FakeTrial("t1")
+    book.result(trial, report(9))
+    trial.last_result = report(9)
+    book.complete(trial)
+    note = recorded("hunt/t1")[-1][1]["note"]
+    first, what, table, again = note.split("\n\n")
+    assert first.startswith("Robust accuracy ")
+    assert first.endswith("; not verified.")
+    assert what.startswith("Trial 1 of [hunt](run:hunt): ")
+    assert ATTACK in table
+    assert "morel reproduce hunt/t1" in again
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("paper", "007 paper"),
+        ("k1=0.37 alpha=2e-06", "007 k1=0.37 alpha=2e-06"),
+        (" ".join(f"parameter{i}=0.123" for i in range(9)), "parameter3=0.123 +5"),
+    ],
+)
+def test_its_name_is_short(label, name):
+    trial = trials.Trial(run_id="hunt/t1", number=7, label=label, params={})
+    shown = trials.run_name(trial)
+    assert shown.endswith(name)
+    assert len(shown) <= trials.LONGEST_NAME + 4
