@@ -231,7 +231,8 @@ class _Keeper:
             found = _parsed(text)
             if found is not None and found.is_free:
                 return
-            if text != first or (found is not None and found.fresh):
+            own = found is not None and found.nonce == self.own.nonce  # of an attempt of ours
+            if text != first or (found is not None and found.fresh and not own):
                 raise LeaseHeldError(self._refusal(found))
             lasts = max(self.seconds, found.seconds if found else 0.0)
             if _now() - began >= lasts or max(_numbers(self.folder), default=0) != number:

@@ -211,18 +211,24 @@ def _create_in_place(target: Path, content: bytes) -> bool:
     return True
 
 
-def read_text(path: str) -> str | None:
-    """The text of a file, or None if there is none."""
+def read(path: str) -> bytes | None:
+    """The content of a file, or None if there is none."""
     system, inside = open_filesystem(path)
 
-    def read() -> str:
+    def once() -> bytes:
         with system.open_input_stream(inside) as stream:
-            return stream.read().decode()
+            return stream.read()
 
     try:
-        return patiently(read) if is_remote(path) else read()
+        return patiently(once) if is_remote(path) else once()
     except FileNotFoundError:
         return None
+
+
+def read_text(path: str) -> str | None:
+    """The text of a file, or None if there is none."""
+    content = read(path)
+    return None if content is None else content.decode()
 
 
 def names(folder: str) -> list[str]:

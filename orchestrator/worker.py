@@ -23,6 +23,7 @@ from orchestrator.lease import Fence
 from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
 from orchestrator.retries import CHANGES
 from orchestrator.search.control import is_paused
+from orchestrator.search.seals import check_checkpoint
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
@@ -271,8 +272,14 @@ class MorelTrial(tune.Trainable):
         saved = checkpoint_path
         self.known_epoch = saved.metrics.get("epoch")
         start, self.damaged = newest_whole(saved.checkpoint)
-        if start is not None:
-            super().restore(type(saved)(start, saved.metrics))
+        if start is None:
+            return
+        try:
+            check_checkpoint(start)
+        except MorelError as error:
+            self.failure = error
+            return
+        super().restore(type(saved)(start, saved.metrics))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a checkpoint of this or of a donor trial."""

@@ -24,6 +24,7 @@ from orchestrator.lease import Fence
 from orchestrator.records import own_end
 from orchestrator.retries import CHANGES
 from orchestrator.search.reports import END, Reports
+from orchestrator.search.seals import check_checkpoint
 from orchestrator.search.twins import Twins, whole
 from orchestrator.staging import Staged
 from orchestrator.worker import (
@@ -109,6 +110,11 @@ class MultiWorkerTrial(tune.Trainable):
         """Tune saves where a trial ends or pauses: its workers are to be free at once."""
         self._end()
         Path(checkpoint_dir, "of_workers").write_text("The workers save for themselves.\n")
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from what Tune names: its result of a save. Raises `MorelError` at a pickle."""
+        check_checkpoint(checkpoint_path.checkpoint)
+        super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """The workers have found theirs."""

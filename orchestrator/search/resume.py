@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from typing import Any
 
 from ray.tune import ExperimentAnalysis
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from morel_core.errors import MorelError
-from orchestrator import storage
+from orchestrator.search import seals
 from orchestrator.search.searcher import SpaceSearcher
 
 
@@ -18,12 +17,11 @@ def saved_trials(folder: str) -> list[Any]:
     """Tune's trials as an earlier driver of the search in ``folder`` left them; none before that.
 
     Raises:
-        MorelError: there is a state, but it cannot be read.
+        MorelError: there is a state, but it is not ours or cannot be read.
     """
-    if not any(fnmatch(name, "experiment_state-*.json") for name in storage.names(folder)):
+    if not seals.check(folder):
         return []
     try:
-        # Tune's own pickles, from our owner-only folder.
         return list(ExperimentAnalysis(folder).trials or [])
     except Exception as error:
         raise unreadable(folder) from error
@@ -74,6 +72,16 @@ class TrialSource(SearchGenerator):
         if self._saved:
             raise unreadable(self._folder)
         super().add_configurations(experiments)
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        """Write the state, sealed; Tune calls this after it has written its own beside."""
+        super().save_to_dir(dirpath, session_str)
+        seals.seal(dirpath, session_str)
+
+    def has_checkpoint(self, dirpath: str) -> bool:
+        """Whether there is a state, which Tune unpickles to find out."""
+        seals.check_copy(dirpath)
+        return super().has_checkpoint(dirpath)
 
     def restore_from_dir(self, dirpath: str) -> None:
         """Take back what was saved; Tune calls this."""

@@ -154,7 +154,7 @@ class SpaceSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Go on where `save` left off: same sampler state, open trials still open.
 
-        The file is Tune's own state in our storage path; it is trusted as that.
+        The file runs what code it holds: `orchestrator.search.seals` has found it to be ours.
         """
         state = pickle.loads(Path(checkpoint_path).read_bytes())
         self._study, self._open, self._failed, self._next, self._point = state

@@ -185,8 +185,8 @@ SECONDS = 2.0
 @pytest.fixture
 def settles(monkeypatch: pytest.MonkeyPatch) -> float:
     """How long a driver waits before it believes that a lease is its own."""
-    monkeypatch.setattr(storage, "SETTLE_S", 0.5)
-    return 0.5
+    monkeypatch.setattr(storage, "SETTLE_S", 1.5)
+    return 1.5
 
 
 def test_one_driver_at_a_time(
@@ -213,20 +213,43 @@ def test_a_lease_runs_out_and_fences(
     began = time.monotonic()
     with held(folder, SECONDS) as fence:
         assert fence.number == 2
-        assert SECONDS <= time.monotonic() - began < 2 * SECONDS
+        assert time.monotonic() - began >= SECONDS
         with storage.guarded(folder, keeper), pytest.raises(LeaseLostError, match="has taken over"):
             storage.write(f"{folder}/status.json", b"{}")
     assert storage.read_text(f"{folder}/status.json") is None
 
 
-def test_of_many_that_create_a_file_one_has_it(s3: ObjectStore, settles: float) -> None:
+def test_of_many_that_create_a_file_at_most_one_has_it(s3: ObjectStore, settles: float) -> None:
+    """On a busy machine none of them may have been fast enough."""
     contents = [b"a", b"b", b"c", b"d"]
+    winners: list[bytes] = []
     with ThreadPoolExecutor(len(contents)) as pool:
-        for number in range(4):
+        for number in range(3):
             path = f"{BUCKET}/created/{number}"
             got = list(pool.map(lambda content, path=path: storage.create(path, content), contents))
-            (winner,) = [content for content, has in zip(contents, got, strict=True) if has]
-            assert storage.read_text(path) == winner.decode()
+            have = [content for content, has in zip(contents, got, strict=True) if has]
+            assert len(have) <= 1
+            assert [storage.read(path)] * len(have) == have
+            winners += have
+    assert winners
+
+
+def test_who_was_slow_waits_for_its_own_lease(
+    s3: ObjectStore, settles: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may have had it before, and has not noticed yet."""
+    create = storage.create
+
+    def slow(path: str, content: bytes) -> bool:
+        monkeypatch.setattr(storage, "create", create)
+        storage.write(path, content, guard=False)
+        return False
+
+    monkeypatch.setattr(storage, "create", slow)
+    began = time.monotonic()
+    with held(f"{BUCKET}/own", SECONDS) as fence:
+        assert fence.number == 2
+        assert time.monotonic() - began >= SECONDS
 
 
 def test_who_was_slow_to_create_a_file_gives_up(s3: ObjectStore, settles: float) -> None:
@@ -236,7 +259,7 @@ def test_who_was_slow_to_create_a_file_gives_up(s3: ObjectStore, settles: float)
         path = f"{folder}/lease/{fence.number:06d}.json"
         own = storage.read_text(path)
         storage.delete(path)
-        s3.delay_s = 0.3  # each of two requests
+        s3.delay_s = 1.0  # each of two requests
         assert not storage.create(path, b"{}")
         s3.delay_s = 0
         assert storage.read_text(path) == "{}"
