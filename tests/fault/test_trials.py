@@ -28,14 +28,14 @@ overrides:
   attack.num_steps: 2
   evaluation.attack.num_steps: 3
   checkpoint.every_seconds: 0
-  optimizer: {{schedule: constant, lr: 0.01}}
+  optimizer.schedule: constant
 scheduler: {{name: none}}
 num_trials: 5
 max_concurrent: 4
 parameters:
   optimizer.lr: {{type: float, low: 1.0e-3, high: 1.0e12, log: true}}
 baselines:
-  one: {{optimizer.lr: 1.0e-3}}
+  paper: {{optimizer.lr: 1.0e-3}}
   two: {{optimizer.lr: 2.0e-3}}
   three: {{optimizer.lr: 3.0e-3}}
   four: {{optimizer.lr: 4.0e-3}}
@@ -71,7 +71,12 @@ def struck(cluster: Cluster, mlflow_server: str) -> Struck:
         return [manifests[-1].parent for manifests in found if len(manifests) >= 2]
 
     try:
-        wait_until(lambda: len(saved()) >= 4, 200, "two checkpoints of each of four trials")
+        wait_until(
+            lambda: len(saved()) >= 4 or process.poll() is not None,
+            200,
+            "two checkpoints of each of four trials",
+        )
+        assert process.poll() is None, process.communicate()
         trial_nodes = [
             [p for p in cluster.workers() if p.pid in {q.pid for q in node.processes()}]
             for node in cluster.nodes
