@@ -99,7 +99,9 @@ def consoles(arguments: argparse.Namespace) -> tuple[Console, Console]:
 
 def settings(overrides: Sequence[str]) -> RunConfig:
     """A run config for commands that only look at what is recorded."""
-    from orchestrator.config import RunConfig, build, parse_overrides, put
+    from orchestrator.building import build
+    from orchestrator.config import RunConfig, put
+    from orchestrator.yaml_files import parse_overrides
 
     mapping: dict[str, Any] = {}
     for key, value in parse_overrides(overrides).items():
@@ -163,7 +165,7 @@ def trained(arguments: argparse.Namespace, result: TrainResult) -> int:
 
 def fork_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel fork``."""
-    from orchestrator.config import parse_overrides
+    from orchestrator.yaml_files import parse_overrides
 
     values = parse_overrides(overrides)
 
@@ -182,7 +184,7 @@ def fork_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def reproduce_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel reproduce``."""
-    from orchestrator.config import parse_overrides
+    from orchestrator.yaml_files import parse_overrides
 
     tracking, values = settings(place(overrides)), parse_overrides(overrides)
 
@@ -336,8 +338,8 @@ def clean_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def sync_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel sync``."""
-    from orchestrator.config import parse_overrides
     from orchestrator.sync import sync
+    from orchestrator.yaml_files import parse_overrides
 
     config, given = settings(overrides), parse_overrides(overrides)
     done = sync(arguments.targets, config, given, dry_run=arguments.dry_run)
@@ -378,7 +380,7 @@ def submit_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel evaluate``."""
-    from orchestrator.config import parse_overrides
+    from orchestrator.yaml_files import parse_overrides
 
     tracking, values = settings(overrides), parse_overrides(overrides)
 
@@ -464,7 +466,7 @@ def report_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def export_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel export``."""
-    from orchestrator.config import parse_overrides
+    from orchestrator.yaml_files import parse_overrides
 
     tracking, values = settings(overrides), parse_overrides(overrides)
 

@@ -7,7 +7,6 @@ names choose from registries, never from import paths.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -15,22 +14,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from morel_core.catalogue import DATASETS, MODELS
 from morel_core.config import ExperimentConfig
-from morel_core.errors import ConfigError, MorelError, check
-from morel_core.registry import suggestion
-from orchestrator.interpolation import number
+from morel_core.errors import ConfigError, check
+from orchestrator.building import build, in_source
 from orchestrator.jobs import check_absolute, check_database, check_environment
 from orchestrator.masking import masked_address
+from orchestrator.yaml_files import find_file, parse_overrides, read_yaml
 
-T = TypeVar("T")
-Scalar = str | int | float | None
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What decides where and how fast a run goes, but not its numbers.
 NOT_SCIENTIFIC = ("name", "storage_path", "scaling", "tracking", "cluster", "checkpoint")
@@ -223,197 +216,7 @@ def tracking_uri(config: RunConfig, environment: Mapping[str, str] = os.environ)
     return f"sqlite:///{config.storage_path}/mlflow.db"
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
-def packaged(kind: str) -> dict[str, Path]:
-    """The YAML files that come with the project: ``kind`` is "recipes" or "search_spaces"."""
-    # Beside this package, in a checkout as in an installation.
-    folder = Path(__file__).parents[1] / kind
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_file(kind: str, name_or_path: str) -> Path:
-    """A packaged file by name, or any file by path; raises `MorelError` listing the known names."""
-    known = packaged(kind)
-    if name_or_path in known:
-        return known[name_or_path]
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    raise MorelError(
-        f"{kind[:-1].replace('_', ' ')} {name_or_path!r} is neither a file nor a known name: "
-        f"{suggestion(name_or_path, list(known))}"
-    )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises `MorelError` with the line if it is no such thing."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise MorelError(f"{path}: {' '.join(str(error).split())}") from None
-    except Exception as error:  # yaml's errors share no base class with the above
-        raise MorelError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise MorelError(f"{path}: must hold keys and values, not {type(content).__name__}")
-    return cast(dict[str, Any], content)
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """``["a.b=1"]`` → ``{"a.b": 1}``, values read as YAML; raises `MorelError`."""
-    values: dict[str, Any] = {}
-    for item in overrides:
-        key, sign, _ = item.partition("=")
-        parts = key.strip().split(".")
-        if not sign or not all(parts) or "[" in key:
-            raise MorelError(f"override {item!r}: write key=value, as in training.epochs=5")
-        try:
-            parsed = OmegaConf.from_dotlist([item])
-            values[key.strip()] = OmegaConf.to_container(parsed, resolve=False)
-        except Exception as error:
-            raise MorelError(f"override {item!r}: {' '.join(str(error).split())}") from None
-        for part in parts:
-            values[key.strip()] = values[key.strip()][part]
-    return values
-
-
-# --- mapping → dataclass -------------------------------------------------------------------------
-
-
-def section_class(key: str, declared: Any, section: Mapping[str, Any]) -> type:
-    """The dataclass of section ``key``: as declared, but chosen by name for data and model."""
-    registry = {"data": DATASETS, "model": MODELS}.get(key)
-    if registry is None:
-        return declared
-    default_name = next(f.default for f in dataclasses.fields(declared) if f.name == "name")
-    return registry.get(str(section.get("name", default_name))).config_class
-
-
-def build(cls: type[T], mapping: Mapping[str, Any], *, source: str = "") -> T:
-    """A frozen dataclass from plain YAML values.
-
-    Args:
-        cls: the dataclass; fields that are dataclasses are built the same way.
-        mapping: nested plain values; keys left out keep their defaults.
-        source: file named in errors.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type or a value out of range, by its dotted key.
-    """
-    try:
-        return _build(cls, mapping)
-    except ConfigError as error:
-        raise ConfigError(error.key, error.value, error.allowed + in_source(source)) from None
-
-
-def in_source(source: str) -> str:
-    return f" (in {source})" if source else ""
-
-
-def _build(
-    cls: type[T],
-    mapping: Mapping[str, Any],
-    *,
-    default: T | None = None,
-    same: Mapping[str, Any] | None = None,
-) -> T:
-    """As `build`.
-
-    Keys left out have the values of ``default``, which the section above may set (the evaluation's
-    attack is not ``AttackConfig()``). ``same`` are fields already built.
-    """
-    same = same or {}
-    specs = dataclasses.fields(cast(Any, cls))
-    hints = _hints(cls)
-    names = [spec.name for spec in specs]
-    for key, value in mapping.items():
-        if key not in names:
-            raise ConfigError(key, value, f"unknown key; {suggestion(key, names)}")
-    leaves: dict[str, Any] = {}
-    nested: dict[str, Any] = {}
-    for spec in specs:
-        key, hint, value = spec.name, hints[spec.name], mapping.get(spec.name)
-        if key in same:
-            continue
-        if not dataclasses.is_dataclass(hint):
-            entry = next(iter(get_args(hint)), None)
-            if key in mapping and get_origin(hint) is list and dataclasses.is_dataclass(entry):
-                nested[key] = _build_list(key, value, cast(type, entry))
-            elif key in mapping:
-                leaves[key] = _leaf(key, value, hint)
-            continue
-        if value is not None and not isinstance(value, Mapping):
-            raise ConfigError(key, value, "must be a section with keys of its own")
-        section = cast(Mapping[str, Any], value or {})
-        inner = getattr(default, key) if default else cast(Any, spec.default_factory)()
-        try:
-            child = section_class(key, hint, section)
-            kept = inner if type(inner) is child and inner != child() else None
-            nested[key] = _build(child, section, default=kept)
-        except ConfigError as error:
-            raise error if error.key == f"{key}.name" else error.within(key) from None
-    values = {**typed_leaves(cls, leaves), **nested, **same}
-    return cls(**values) if default is None else dataclasses.replace(cast(Any, default), **values)
-
-
-def _build_list(key: str, value: Any, cls: type[T]) -> list[T]:
-    """A list of sections, each as `build` makes it."""
-    if not isinstance(value, list):
-        raise ConfigError(key, value, "must be a list of sections")
-    built: list[T] = []
-    for index, section in enumerate(cast(list[Any], value)):
-        place = f"{key}[{index}]"
-        if not isinstance(section, Mapping):
-            raise ConfigError(place, section, "must be a section with keys of its own")
-        try:
-            built.append(_build(cls, cast(Mapping[str, Any], section)))
-        except ConfigError as error:
-            raise error.within(place) from None
-    return built
-
-
-def _leaf(key: str, value: Any, hint: Any) -> Any:
-    """``value`` without interpolations; raises `ConfigError`."""
-    if (hint is str or str in get_args(hint)) and isinstance(value, str) and "${" not in value:
-        return value  # a folder may be called 2024/11
-    try:
-        return number(value)
-    except MorelError as error:
-        raise ConfigError(key, value, str(error)) from None
-
-
-def typed_leaves(cls: type, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """``leaves`` converted to the field types of ``cls`` by OmegaConf; raises `ConfigError`."""
-    return {
-        key: (_typed if isinstance(value, Scalar) else _convert)(cls, key, value)
-        for key, value in leaves.items()
-    }
-
-
-def _convert(cls: type, key: str, value: Any) -> Any:
-    """``value`` as the type of the field ``key``; raises `ConfigError`."""
-    schema = _schema(cls)
-    try:
-        OmegaConf.update(schema, key, value, merge=False)
-    except OmegaConfBaseException as error:
-        reason = str(error).strip().splitlines()[0].replace("$", "")
-        raise ConfigError(key, value, reason) from None
-    typed: Any = schema[key]
-    return OmegaConf.to_container(typed, resolve=True) if OmegaConf.is_config(typed) else typed
-
-
-# A search makes thousands of configs, alike in most values; 1, 1.0 and true are told apart.
-_typed = functools.lru_cache(maxsize=4096, typed=True)(_convert)
-_hints = functools.cache(get_type_hints)
-
-
-@functools.cache
-def _schema(cls: type) -> DictConfig:
-    """Where leaves of ``cls`` are set and read back; what earlier ones have left is never read."""
-    schema = OmegaConf.structured(cls)
-    OmegaConf.set_readonly(schema, False)
-    return schema
+# --- mapping → RunConfig -------------------------------------------------------------------------
 
 
 def put(mapping: dict[str, Any], dotted: str, value: Any) -> None:
@@ -466,10 +269,10 @@ def with_overrides(config: RunConfig, values: Mapping[str, object]) -> RunConfig
     for key in names_first(values):
         put(mapping, key, values[key])
     same = {name: value for name, value in before.items() if name not in touched}
-    return _build(RunConfig, mapping, same=same)
+    return build(RunConfig, mapping, same=same)
 
 
-# --- dataclass → mapping -------------------------------------------------------------------------
+# --- RunConfig → mapping -------------------------------------------------------------------------
 
 
 def to_dict(config: Any) -> dict[str, Any]:

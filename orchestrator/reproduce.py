@@ -16,17 +16,13 @@ from typing import Any
 from morel_core.data import load_data
 from morel_core.errors import ConfigError, MorelError
 from orchestrator import records
+from orchestrator.building import build
 from orchestrator.compare import RunRecord
-from orchestrator.config import (
-    RunConfig,
-    build,
-    read_yaml,
-    tracking_uri,
-    with_overrides,
-)
+from orchestrator.config import RunConfig, tracking_uri, with_overrides
 from orchestrator.evaluation.targets import find_run
 from orchestrator.tracking.connection import open_client
 from orchestrator.train import MAY_CHANGE, OnEpoch, TrainResult, train
+from orchestrator.yaml_files import read_yaml
 
 REPRODUCES, FORKED = "morel.reproduces", "morel.forked_from"
 OF_AN_EPOCH = ("holdout.", "loss.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from morel_core.config import ExperimentConfig
 from morel_core.errors import check
 from orchestrator.campaign.definition import CampaignConfig, load_campaign, plan
-from orchestrator.config import compose, packaged, read_yaml, run_key
+from orchestrator.config import compose, run_key
 from orchestrator.search.space import load_search
+from orchestrator.yaml_files import packaged, read_yaml
 
 if TYPE_CHECKING:
     from morel_core.data import Dataset

@@ -17,7 +17,8 @@ from morel_core import MorelError, Trainer
 from morel_core.data import Dataset
 from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
-from orchestrator.config import RunConfig, build, with_overrides
+from orchestrator.building import build
+from orchestrator.config import RunConfig, with_overrides
 from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.lease import Fence
 from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole

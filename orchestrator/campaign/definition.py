@@ -14,16 +14,15 @@ from typing import Any, cast
 
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
+from orchestrator.building import build
 from orchestrator.campaign.fitting import fit_baselines, fit_parameters
 from orchestrator.campaign.settings import CampaignSettings
 from orchestrator.config import (
     NOT_SCIENTIFIC,
     RunConfig,
-    build,
     compose,
     flatten,
     names_first,
-    parse_overrides,
     to_dict,
     with_overrides,
 )
@@ -41,6 +40,7 @@ from orchestrator.search.settings import (
 )
 from orchestrator.search.space import GOAL_KEYS, SearchConfig, check_search, placed, read_file
 from orchestrator.search.space_builder import PAPER, build_parameters, check_searchable, section_of
+from orchestrator.yaml_files import parse_overrides
 
 # Of a search's keys, those that are the campaign's own, and those that would give a method more
 # than the others have.

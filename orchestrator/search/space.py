@@ -14,18 +14,8 @@ from typing import Any, cast
 
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
-from orchestrator.config import (
-    RunConfig,
-    build,
-    compose,
-    find_file,
-    flatten,
-    names_first,
-    packaged,
-    parse_overrides,
-    read_yaml,
-    with_overrides,
-)
+from orchestrator.building import build
+from orchestrator.config import RunConfig, compose, flatten, names_first, with_overrides
 from orchestrator.interpolation import number
 from orchestrator.search.exploration import check_population
 from orchestrator.search.ladder import check_attacks, check_ladder, check_scheduler
@@ -39,6 +29,7 @@ from orchestrator.search.space_builder import (
     in_order,
     section_of,
 )
+from orchestrator.yaml_files import find_file, packaged, parse_overrides, read_yaml
 
 GOAL_KEYS = tuple(f.name for f in dataclasses.fields(GoalConfig))
 

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 from morel_core.errors import ConfigError, check
 from morel_core.registry import suggestion
-from orchestrator.config import NOT_SCIENTIFIC, RunConfig, build, flatten, to_dict, with_overrides
+from orchestrator.building import build
+from orchestrator.config import NOT_SCIENTIFIC, RunConfig, flatten, to_dict, with_overrides
 from orchestrator.search.parameters import (
     KINDS,
     ChoiceParameter,

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from morel_core.errors import MorelError
 from orchestrator.arguments import parser, split_overrides
 from orchestrator.cluster import check_scaling, check_tracking
-from orchestrator.config import RunConfig, compose, packaged
+from orchestrator.config import RunConfig, compose
 from orchestrator.jobs import as_in_job, check_absolute
 from orchestrator.masking import masked_address
 from orchestrator.records import new_name
+from orchestrator.yaml_files import packaged
 
 if TYPE_CHECKING:
     from orchestrator.search.space import SearchConfig

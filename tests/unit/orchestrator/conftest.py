@@ -8,7 +8,8 @@ from fake_tune import SEARCH
 from tiny_evaluation import TINY
 
 from morel_core import Trainer
-from orchestrator.config import RunConfig, build
+from orchestrator.building import build
+from orchestrator.config import RunConfig
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 

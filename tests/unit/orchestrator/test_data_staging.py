@@ -12,7 +12,8 @@ from morel_core import Trainer
 from morel_core.config import DataConfig
 from morel_core.data import Dataset, ImageFolderConfig, ImageFolderSource, load_data
 from orchestrator import staging
-from orchestrator.config import RunConfig, build, with_overrides
+from orchestrator.building import build
+from orchestrator.config import RunConfig, with_overrides
 from orchestrator.staging import Staged, packed, same_images, unpacked
 
 EXTRA_SEED = 3

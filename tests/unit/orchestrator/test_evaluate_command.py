@@ -11,7 +11,8 @@ from pyarrow import parquet
 from morel_core import MorelError
 from morel_core.checkpoint import MANIFEST
 from orchestrator import cli, records
-from orchestrator.config import RunConfig, build
+from orchestrator.building import build
+from orchestrator.config import RunConfig
 from orchestrator.evaluate import Request, choose_attacks, evaluate_target
 from orchestrator.evaluation import targets
 from orchestrator.evaluation.targets import find_run, find_target

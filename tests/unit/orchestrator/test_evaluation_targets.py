@@ -10,7 +10,8 @@ from morel_core import MorelError
 from morel_core.data import load_data
 from morel_core.export import export_model
 from orchestrator import cli
-from orchestrator.config import RunConfig, build
+from orchestrator.building import build
+from orchestrator.config import RunConfig
 from orchestrator.evaluate import Request, evaluate_model, evaluate_target
 from orchestrator.evaluation.targets import find_target
 

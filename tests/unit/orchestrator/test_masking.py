@@ -3,8 +3,9 @@
 import pytest
 
 from morel_core.errors import ConfigError
+from orchestrator.building import build
 from orchestrator.cli import main
-from orchestrator.config import RunConfig, build, compose
+from orchestrator.config import RunConfig, compose
 from orchestrator.failures import failure_reason
 from orchestrator.masking import masked, masked_address
 

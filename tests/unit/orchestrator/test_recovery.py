@@ -7,7 +7,8 @@ from pyarrow.fs import LocalFileSystem
 from ray.train import Checkpoint
 
 from morel_core import Trainer
-from orchestrator.config import RunConfig, build
+from orchestrator.building import build
+from orchestrator.config import RunConfig
 from orchestrator.recovery import newest_saved
 
 TINY = {

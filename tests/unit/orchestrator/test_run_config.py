@@ -10,22 +10,19 @@ import yaml
 from morel_core import AttackConfig, ConfigError, MorelError
 from morel_core.data import SyntheticConfig
 from morel_core.models import DigitsCnnConfig, ExternalConfig
+from orchestrator.building import build
 from orchestrator.config import (
     RunConfig,
     absolute_storage,
-    build,
     compose,
-    find_file,
     flatten,
-    packaged,
-    parse_overrides,
-    read_yaml,
     run_key,
     to_dict,
     tracking_uri,
     with_overrides,
 )
 from orchestrator.jobs import as_in_job
+from orchestrator.yaml_files import find_file, packaged, parse_overrides, read_yaml
 
 SECRET = "a-secret-of-the-environment"
 

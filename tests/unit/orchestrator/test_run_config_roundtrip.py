@@ -20,13 +20,13 @@ from morel_core import (
 from morel_core.config import Precision, RungConfig, Scalarisation
 from morel_core.data import Augmentation, ImageFolderConfig, SyntheticConfig
 from morel_core.models import DigitsCnnConfig, ExternalConfig, ResNetConfig, WideResNetConfig
+from orchestrator.building import build
 from orchestrator.config import (
     CheckpointConfig,
     ClusterConfig,
     RunConfig,
     ScalingConfig,
     TrackingConfig,
-    build,
     flatten,
     run_key,
     to_dict,

@@ -6,7 +6,8 @@ import pytest
 from fake_tune import FakeTrial, report, traceback
 
 from orchestrator import retries, train
-from orchestrator.config import build, with_overrides
+from orchestrator.building import build
+from orchestrator.config import with_overrides
 from orchestrator.failures import FAILED
 from orchestrator.progress import SearchProgress, epoch_line
 from orchestrator.search.trials import TrialBook, run_of

@@ -11,7 +11,8 @@ from tiny_evaluation import TINY
 
 from morel_core import Trainer
 from orchestrator import storage, tune, worker
-from orchestrator.config import RunConfig, build, to_dict, with_overrides
+from orchestrator.building import build
+from orchestrator.config import RunConfig, to_dict, with_overrides
 from orchestrator.search import reuse, verify
 from orchestrator.search.reuse import find_twins, note_twin
 from orchestrator.search.selection import Verified

@@ -11,7 +11,8 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from morel_core import MorelError, Trainer
 from morel_core.checkpoint import MANIFEST, load_progress
 from orchestrator import worker
-from orchestrator.config import RunConfig, build, to_dict
+from orchestrator.building import build
+from orchestrator.config import RunConfig, to_dict
 from orchestrator.measuring import measure_checkpoint, measure_final
 from orchestrator.worker import MorelTrial, reports, scaling_config
 
