@@ -204,7 +204,7 @@ def _text(event: Event) -> str:
     if event.kind == "epoch":
         shown = {
             key.removeprefix("holdout."): f"{100 * value:.1f} %"
-            for key, value in payload["metrics"].items()
+            for key, value in sorted(payload["metrics"].items())
             if key.startswith("holdout.") and not key.endswith(("_low", "_high", ".images"))
         }
         if "loss.total" in payload["metrics"]:
