@@ -107,7 +107,7 @@ def models(draw):
             return ExternalConfig(
                 name=f"{kind}/resnet18",
                 pretrained=draw(st.booleans()),
-                head=draw(st.none() | st.just("fc")),
+                head=draw(st.sampled_from(["fc", "head.fc", None])),
                 **settings,
             )
 
