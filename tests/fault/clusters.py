@@ -65,6 +65,10 @@ class ClusterNode:
         self.process.wait(timeout=30)
 
 
+TRAINING = ("RayTrainWorker", "ResourceTrainable", "MorelTrial")
+"""In titles of processes that train: Ray Train's, a trial at work, one between two calls."""
+
+
 class Cluster:
     """A head without CPUs for trials, and nodes that tests add and kill.
 
@@ -184,7 +188,7 @@ class Cluster:
         for process in (p for node in self.nodes for p in node.processes()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 title = " ".join(process.cmdline())
-                if "RayTrainWorker" in title or "MorelTrial" in title:
+                if any(name in title for name in TRAINING):
                     found.append(process)
         return found
 
