@@ -152,6 +152,17 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     export.add_argument("--onnx", action="store_true", help="also model.onnx (the extra [onnx])")
 
+    register = add(commands, "register", given, "a network as a version of a registered model")
+    register.add_argument(
+        "run", help="run name or id (of a search or campaign: its verified winner)"
+    )
+    register.add_argument("model", help="name of the registered model in MLflow; made if need be")
+    register.add_argument(
+        "--champion", action="store_true",
+        help="give the verified winner of a search the alias champion, whatever the present one "
+        "has; default: if it is better under the same protocol, or there is none",
+    )  # fmt: skip
+
     reproduce = add(commands, "reproduce", given, "train a recorded run once more and compare")
     reproduce.add_argument("run", help="run name or id (of a search: its winner)")
     reproduce.add_argument(

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         "compare": compare_command,
         "report": report_command,
         "export": export_command,
+        "register": register_command,
         "reproduce": reproduce_command,
         "fork": fork_command,
         "validate": validate_command,
@@ -487,6 +488,23 @@ def export_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     results.print(evaluation_table(done.result))
     results.print(f"{done.folder}: {', '.join(done.files)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def register_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """``morel register``."""
+    from orchestrator.config import parse_overrides
+
+    tracking, values = settings(overrides), parse_overrides(overrides)
+
+    from orchestrator.registration import register
+
+    done = register(arguments.run, arguments.model, tracking, values, champion=arguments.champion)
+    if arguments.json:
+        print(json.dumps(vars(done)))
+        return 0
+    line = f"{done.model} version {done.version} is {done.run_id}; champion: {done.champion}"
+    consoles(arguments)[1].print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

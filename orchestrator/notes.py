@@ -33,12 +33,15 @@ class Measured(NamedTuple):
     images: int | None
 
     @property
+    def where(self) -> str:
+        """Such as ``300 held-out images, best epoch``."""
+        return f"{self.images} {SPLITS[self.split]}" if self.images else SPLITS[self.split]
+
+    @property
     def how(self) -> str:
-        """Such as ``pgd20_linf_0.1, 300 held-out images, best epoch``."""
-        where = SPLITS[self.split]
-        where = f"{self.images} {where}" if self.images else where
+        """`where` after the attack, as in ``pgd20_linf_0.1, 359 test images``."""
         attack = "worst case of these attacks" if self.attack == WORST else self.attack
-        return f"{attack}, {where}" if attack else where
+        return f"{attack}, {self.where}" if attack else self.where
 
 
 def measured(metrics: Mapping[str, float]) -> list[Measured]:
@@ -49,6 +52,11 @@ def measured(metrics: Mapping[str, float]) -> list[Measured]:
         for attack, key in [*_robust(metrics, split), (None, f"{split}.clean")]
         if key in metrics
     ]
+
+
+def counted(metrics: Mapping[str, float], images: int) -> dict[str, float]:
+    """``metrics`` with the number of held-out images, which is recorded where it differs alone."""
+    return {"best.holdout.images": images, **metrics}
 
 
 def score(metrics: Mapping[str, float], key: str) -> Score:
@@ -139,6 +147,7 @@ def train_note(
         device: it ran on.
     """
     name = str(config.name)
+    metrics = counted(metrics, config.evaluation.num_images or config.data.holdout)
     what = f"{method_name(config)}: {config.model.name} on {config.data.name}, seed {config.seed}"
     cost = f"{metrics['train.seconds']:.0f} s on {config.scaling.in_words} worker(s), {device}"
     return "\n\n".join(

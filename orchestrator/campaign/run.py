@@ -13,6 +13,7 @@ from morel_core.data import load_data
 from morel_core.errors import MorelError
 from orchestrator import records, storage
 from orchestrator.campaign.definition import CampaignConfig
+from orchestrator.campaign.note import campaign_note
 from orchestrator.campaign.outcomes import (
     MethodOutcome,
     OutcomeStore,
@@ -226,5 +227,5 @@ def _deliver(campaign: CampaignConfig, report: Report, folder: str, recorder: Re
         metrics=report_metrics(report),
         tags={"morel.state": "finished" if report.complete else "incomplete"},
         texts={**texts, REGISTRATION: registration},
-        note="\n\n".join(c.sentence for c in report.comparisons),
+        note=campaign_note(campaign, report),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from orchestrator import records
 from orchestrator.evaluation.view import duration
-from orchestrator.notes import accuracy_table, cell, commands, headline, link, table
+from orchestrator.notes import accuracy_table, cell, commands, counted, headline, link, table
 from orchestrator.search.budget import Cost
 from orchestrator.search.parameters import show
 from orchestrator.search.selection import front, ranked, result_lines, rows_of, why_lost
@@ -49,7 +49,9 @@ def trial_metrics(search: SearchConfig, trial: Trial) -> dict[str, float]:
     found = records.best_metrics(
         trial.last, records.measured_with(search.base, trial.last, "best_")
     )
-    return found | (trial.verified.metrics if trial.verified else {}) | trial.test
+    found |= trial.verified.metrics if trial.verified else {}
+    base = search.base
+    return counted(found | trial.test, base.evaluation.num_images or base.data.holdout)
 
 
 def _verdict(trial: Trial, winner: Trial | None, numbers: str) -> str:

@@ -246,8 +246,7 @@ class MlflowTracker:
         self._log(recorded, event)
 
     def _register(self, recorded: _Recorded, event: Event, payload: RegisterPayload) -> None:
-        occasion = f"{event.run_id}#{event.seq}"
-        register(self._client, recorded.mlflow_id, payload, event=occasion)
+        register(self._client, recorded.mlflow_id, payload)
         self._log(recorded, event)
 
     def _final(self, recorded: _Recorded, event: Event, payload: FinalPayload) -> None:

@@ -126,6 +126,20 @@ def test_report_of_a_search_shows_its_winners_pictures(
     assert "report.html" in {file.path for file in files}
 
 
+def test_a_trial_that_never_met_the_test_set_is_registered_from_its_checkpoint(
+    asha: SearchResult, shared_storage: Path, capsys: Any
+) -> None:
+    trial = next(t for t in asha.trials if t is not asha.winner and t.state == "finished")
+    assert not recorded.one(shared_storage, trial.run_id).outputs.model_outputs
+    command = ["register", trial.run_id, "losers", f"storage_path={shared_storage}", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["champion"] == "no: not verified"
+    (version,) = recorded.client(shared_storage).search_model_versions("name = 'losers'")
+    assert "held-out images, best epoch" in version.tags["robust_accuracy"]
+    assert version.run_id == recorded.one(shared_storage, trial.run_id).info.run_id
+    assert recorded.one(shared_storage, trial.run_id).info.status == "FINISHED"
+
+
 def test_finished_search_repeated_changes_nothing(asha: SearchResult, shared_storage: Path) -> None:
     before = {run.info.run_id for run in recorded.runs(shared_storage, "")}
     again = tune(asha.search)

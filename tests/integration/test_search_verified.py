@@ -12,6 +12,7 @@ import saturating
 import yaml
 
 from orchestrator import measuring, worker
+from orchestrator.cli import main
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
@@ -132,6 +133,28 @@ def test_a_repeated_search_verifies_nothing_again(
     assert again.winner is not None
     assert result.winner is not None
     assert again.winner.run_id == result.winner.run_id
+
+
+def test_the_verified_winner_is_registered_as_champion(
+    result: SearchResult, shared_storage: Path, capsys: Any
+) -> None:
+    storage = f"storage_path={shared_storage}"
+    assert main(["register", "verified", "saturated", storage, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    winner = result.trials[0]
+    assert (said["run_id"], said["version"]) == (winner.run_id, "1")
+    assert said["champion"] == "yes: there was none"
+    client = recorded.client(shared_storage)
+    version = client.get_model_version_by_alias("saturated", "champion")
+    run = recorded.one(shared_storage, winner.run_id)
+    assert version.run_id == run.info.run_id
+    verified = run.data.metrics["verified.robust.worst_case"]
+    assert float(version.tags["verified_robust_accuracy"]) == verified
+    assert f"{100 * verified:.1f} [" in version.description
+
+    masked = result.trials[1].run_id
+    assert main(["register", masked, "saturated", storage, "--champion"]) == 2
+    assert "not the verified winner of a search" in capsys.readouterr().err
 
 
 def test_outcomes_per_image_are_kept(result: SearchResult, shared_storage: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import pytest
 from scipy import stats
 
+from orchestrator.campaign.note import campaign_note
 from orchestrator.campaign.outcomes import (
     MethodOutcome,
     OutcomeStore,
@@ -19,6 +20,7 @@ from orchestrator.campaign.outcomes import (
 from orchestrator.campaign.report import Registration, build_report, report_metrics
 from orchestrator.campaign.tables import from_json, lost_lines, to_csv, to_json, to_markdown
 from orchestrator.campaign.view import print_report
+from orchestrator.notes import GAP, cell
 from orchestrator.search.budget import Cost
 from orchestrator.search.trials import Trial
 
@@ -164,6 +166,15 @@ def test_markdown_has_the_papers_table(report):
     (difference,) = (line for line in lines if line.startswith("| b − a"))
     assert "| +2.00 [-0.48, +4.48] | 0.074 | 0.074 |" in difference
     assert "Fixed beforehand: 2026-01-01T00:00:00Z, SHA-256 ffffffffffffffff" in "\n".join(lines)
+
+
+def test_the_note_in_mlflow_begins_with_the_finding_and_links_to_the_searches(report, load):
+    note = campaign_note(load(**METHODS), report).replace(GAP, "")
+    assert note.startswith(cell(report.comparisons[0].sentence))
+    row = report.methods[0]
+    search = row.replicates[0].run_id.partition("/")[0]
+    assert f"| [{row.method}](run:{search}) |" in note
+    assert "morel report --search " in note
 
 
 def test_csv_has_what_all_else_can_be_computed_from(report):
