@@ -19,8 +19,9 @@ SPLITS = {
     "best.holdout": "held-out images, best epoch",
 }
 WORST = "worst_case"
-GAP = "\u00a0" * 3
-"""No-break spaces at the end of a cell."""
+NO_BREAK = "\u00a0"
+GAP = 3 * NO_BREAK
+"""The end of a cell."""
 
 
 class Measured(NamedTuple):
@@ -95,7 +96,10 @@ def headline(metrics: Mapping[str, float]) -> str:
 
 def accuracy_table(metrics: Mapping[str, float]) -> str:
     """All accuracies, with what they were measured with."""
-    rows = [["robust" if m.attack else "clean", str(m.score), m.how] for m in measured(metrics)]
+    rows = [
+        ["robust" if m.attack else "clean", str(m.score).replace(" ", NO_BREAK), m.how]
+        for m in measured(metrics)
+    ]
     return table(["accuracy", "% [95 %]", "measured with"], rows) if rows else ""
 
 

@@ -13,12 +13,12 @@ def campaign_note(campaign: CampaignConfig, report: Report) -> str:
     name = campaign.name
     heading, rows = method_table(report)
     linked = [[_method(row[0], report), *map(cell, row[1:])] for row in rows]
-    what = f"{report.description}. " if report.description else ""
+    what = f" {cell(report.description)}." if report.description else ""
     images = f"{report.num_images} test images" if report.num_images else "nothing measured yet"
     parts = [
         *(cell(comparison.sentence) for comparison in report.comparisons),
-        f"**{name}**: {len(report.methods)} methods, {len(report.seeds)} seeds, {images}. "
-        f"{cell(what)}Mean ± standard deviation [95 % interval of the mean] over seeds; "
+        f"**{name}**: {len(report.methods)} methods, {len(report.seeds)} seeds, {images}.{what} "
+        "Mean ± standard deviation [95 % interval of the mean] over seeds; "
         "\\* is what is compared.",
         table([cell(text) for text in heading], linked),
         *(cell(line) for line in lost_lines(report)),

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 from orchestrator import records
 from orchestrator.evaluation.view import duration
-from orchestrator.notes import accuracy_table, cell, commands, counted, headline, link, table
+from orchestrator.notes import (
+    NO_BREAK,
+    accuracy_table,
+    cell,
+    commands,
+    counted,
+    headline,
+    link,
+    table,
+)
 from orchestrator.search.budget import Cost
 from orchestrator.search.parameters import show
 from orchestrator.search.selection import front, ranked, result_lines, rows_of, why_lost
@@ -71,9 +80,9 @@ def search_note(
     """The note of a search: how it came out, the best trials, how trials ended, what it cost."""
     name = str(search.base.name)
     first, *others = (cell(line) for line in result_lines(search, trials, winner))
-    what = f"{search.description}. " if search.description else ""
+    what = f" {cell(search.description)}." if search.description else ""
     spent = f"{cost}, {duration(cost.wall_seconds)} of wall time"
-    head = f"**{search.name}** on `{search.recipe}`: {len(trials)} trials, {spent}. {cell(what)}"
+    head = f"**{search.name}** on `{search.recipe}`: {len(trials)} trials, {spent}.{what}"
     again = {
         **({f"morel reproduce {name}": "train the winner again, compared"} if winner else {}),
         f"morel report --search {name}": "one page with everything",
@@ -81,7 +90,7 @@ def search_note(
     }
     parts = [
         first,
-        f"{head}{link('All trials: table and charts', f'view:{name}')}",
+        f"{head} {link('All trials: table and charts', f'view:{name}')}",
         *others,
         _best(search, trials, winner),
         _ends(trials),
@@ -99,6 +108,7 @@ def _best(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -
         return ""
     rows = rows_of(members)
     for row, trial in zip(rows, members, strict=True):
+        row |= {key: value.replace(" ", NO_BREAK) for key, value in row.items() if key != "trial"}
         won = " **won**" if trial is winner else ""
         row["trial"] = link(row["trial"], f"run:{trial.run_id}") + won
     attack = records.evaluation_label(search.base)

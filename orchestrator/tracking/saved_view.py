@@ -86,7 +86,7 @@ def _page(payload: ViewPayload) -> dict[str, Any]:
         axis: {"key": key, "type": "METRIC"} for axis, key in (("xaxis", clean), ("yaxis", robust))
     }
     line = _LINE | {"metricKey": payload["curves"][0], "selectedMetricKeys": payload["curves"]}
-    widths = {_NAME: 320, _DESCRIPTION: 380}
+    widths = {_NAME: 220, _DESCRIPTION: 280}
     widths |= {column: _width(column) for column in columns}
     return {
         "selectedColumns": [_DESCRIPTION, "attributes.`Duration`", *columns],

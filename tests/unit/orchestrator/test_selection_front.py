@@ -89,7 +89,7 @@ def test_the_verified_numbers_choose_among_the_front(both):
     assert head.startswith(
         "Winner: trial 2 (point 2), the most robust of the front's 3, verified robust accuracy 50.0"
     )
-    note = search_note(verifying, trials, winner, Cost()).replace(GAP, "")
+    note = search_note(verifying, trials, winner, Cost()).replace(GAP, "").replace("\xa0", " ")
     assert "Trial 1 (point 1) lost: verified 40.0" in note
     assert "| [3 (point 3)](run:hunt/3) | 50.0 [45.0, 55.0] | 90.0 [85.0, 95.0] | – |" in note
 
@@ -103,7 +103,7 @@ def test_what_a_person_and_a_script_see(both):
     assert "+ point 3" not in shown
     assert "Winner: trial 2 (point 2), the most robust of the front's 2" in shown
     assert json.loads(json.dumps(search_summary(result)))["front"] == ["hunt/2", "hunt/1"]
-    note = search_note(both, trials, result.winner, Cost()).replace(GAP, "")
+    note = search_note(both, trials, result.winner, Cost()).replace(GAP, "").replace("\xa0", " ")
     assert f"Front of held-out accuracies ({ATTACK}):" in note
     assert (
         "| trial | clean % [95 %] | robust % [95 %] |\n| :--- | :--- | :--- |\n"

@@ -54,7 +54,7 @@ def test_of_several_attacks_the_strongest_is_quoted():
 
 
 def test_the_table_has_each_number_with_interval_attack_and_count():
-    text = notes.accuracy_table(HELD_OUT | VERIFIED).replace(notes.GAP, "")
+    text = notes.accuracy_table(HELD_OUT | VERIFIED).replace(notes.GAP, "").replace("\xa0", " ")
     assert (
         "| robust | 45.0 [35.0, 55.0] | apgd-ce_linf_0.1, 100 held-out images, verified |" in text
     )
