@@ -162,7 +162,7 @@ def train_note(
             commands(
                 config,
                 {
-                    f"morel reproduce {name}": "the same again, compared number by number",
+                    f"morel reproduce {name}": "again, and compared",
                     f"morel evaluate {name} --attacks autoattack": "a stronger attack",
                     f"morel export {name} --to FOLDER": "take the network home",
                 },

@@ -48,7 +48,7 @@ def trial_note(search: SearchConfig, trial: Trial, winner: Trial | None = None) 
         accuracy_table(metrics),
     ]
     if trial.measured:
-        again = {f"morel reproduce {trial.run_id}": "the same again, compared number by number"}
+        again = {f"morel reproduce {trial.run_id}": "again, and compared"}
         parts.append(commands(search.base, again))
     return "\n\n".join(filter(None, parts))
 
@@ -84,7 +84,7 @@ def search_note(
     spent = f"{cost}, {duration(cost.wall_seconds)} of wall time"
     head = f"**{search.name}** on `{search.recipe}`: {len(trials)} trials, {spent}.{what}"
     again = {
-        **({f"morel reproduce {name}": "train the winner again, compared"} if winner else {}),
+        **({f"morel reproduce {name}": "the winner again, and compared"} if winner else {}),
         f"morel report --search {name}": "one page with everything",
         f"morel compare --search {name}": "all trials in a table",
     }
@@ -113,7 +113,8 @@ def _best(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -
         row["trial"] = link(row["trial"], f"run:{trial.run_id}") + won
     attack = records.evaluation_label(search.base)
     title = "Front of held-out accuracies" if both else "The best by held-out accuracies"
-    lines = table(list(rows[0]), (list(row.values()) for row in rows))
+    heading = [key.replace(" ", NO_BREAK) for key in rows[0]]
+    lines = table(heading, (list(row.values()) for row in rows))
     return f"{title} ({attack}):\n\n{lines}"
 
 
