@@ -1,22 +1,25 @@
-"""Searches under random faults: `python tests/fault/soak.py --minutes 30 --seed 1 --out FILE`.
+"""Searches under random faults: `python -m tests.fault.soak --minutes 30 --seed 1 --out FILE`.
 
 Small searches run one after the other on a local cluster of several Ray nodes, recorded by an
 MLflow server, while faults come at random times: a trial's process, the driver or a node is
-SIGKILLed, the server goes away for some seconds, the newest checkpoint is truncated. Each search
-must end with every trial, none lost and none doubled, in Tune's state, journal and MLflow.
+SIGKILLed, the driver is told to end (SIGTERM), a second one is started beside it, the server goes
+away for some seconds, the newest checkpoint is truncated. Each search must end with every trial,
+none lost and none doubled, in Tune's state, journal and MLflow.
 
 A trial is tried again `scaling.max_failures` times after its process was lost; so the processes of
-a search's trials are killed that often, alone or with their node. All else comes as often as it
-does.
+a search's trials are killed that often, alone or with their node, and its drivers are ended as
+often, so that it comes to an end. All else comes as often as it does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,17 +31,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import psutil
 from mlflow import MlflowClient
 
+from orchestrator.revision import revision
+from orchestrator.search.resume import saved_trials
 from tests.fault.clusters import Cluster, events
 from tests.servers import free_port, kill_group, start_mlflow
 
-TRIALS, EPOCHS = 4, 4
-MOST_KILLS = 3
-"""Of trials' processes in a search: `scaling.max_failures`."""
+TRIALS, EPOCHS = 4, 20
+ENOUGH = 3
+"""Faults of a kind in `KILLS`, and in `ENDS`, that a search has: `scaling.max_failures`."""
+KILLS, ENDS = ("worker", "node"), ("driver", "interrupt")
+OTHERS = ("mlflow", "checkpoint", "second")
 PAUSE_S = 5.0
 """Between two faults, in the mean."""
 LOST_AFTER_S = 400.0
@@ -91,9 +96,11 @@ class Soak:
         self.space.write_text(SPACE)
 
     def close(self) -> None:
-        """End all that was started."""
+        """End all that was started; what was lost or doubled can still be looked at."""
         self.cluster.stop()
         kill_group(self.server)
+        if not (self.outcome.lost or self.outcome.doubled):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def storage(self) -> Path:
@@ -111,8 +118,7 @@ class Soak:
         """Run a search to its end under faults, and look at what it left."""
         name, began = f"soak{number}", time.monotonic()
         command = self.command(name, number)
-        driver = self.start(command)
-        faults, kills = ["driver", "mlflow", "checkpoint", "worker", "node"], 0
+        driver, had = self.start(command), Counter[str]()
         while time.monotonic() - began < LOST_AFTER_S:
             pause = time.monotonic() + self.random.expovariate(1 / PAUSE_S)
             while driver.poll() is None and time.monotonic() < pause:
@@ -124,33 +130,30 @@ class Soak:
                 self.refuse(name, code)
                 driver = self.start(command)
                 continue
-            fault = self.random.choice(faults)
-            if not getattr(self, f"fault_{fault}")(name, driver):
-                continue
-            self.outcome.faults[fault] += 1
+            possible = self.random.sample(left(had), k=len(left(had)))
+            fault = next(f for f in possible if getattr(self, f"fault_{f}")(command, driver))
+            had[fault] += 1
             print(f"{name}: {fault} after {time.monotonic() - began:.0f} s", flush=True)
-            kills += fault in ("worker", "node")
-            if kills >= MOST_KILLS:
-                faults = ["driver", "mlflow", "checkpoint"]
-            if fault == "driver":
+            if fault in ENDS:
                 driver = self.start(command)
         else:
             driver.kill()
             driver.wait()
             self.outcome.lost.append(f"{name}: not ended after {LOST_AFTER_S:.0f} s")
             return
+        self.outcome.faults += had
         self.outcome.searches += 1
         self.look(name)
         print(f"{name}: ended after {time.monotonic() - began:.0f} s", flush=True)
 
-    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        with (self.folder / "driver.err").open("wb") as log:
+    def start(self, command: Sequence[str], log: str = "driver") -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.err").open("wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "orchestrator", *command],
                 env=self.cluster.environment,
                 cwd=self.folder,
                 stdout=subprocess.DEVNULL,
-                stderr=log,
+                stderr=said,
             )
 
     def refuse(self, name: str, code: int) -> None:
@@ -160,44 +163,64 @@ class Soak:
 
     # --- faults; False: there was nothing to break ------------------------------------------------
 
-    def fault_worker(self, name: str, driver: subprocess.Popen[bytes]) -> bool:
+    def fault_worker(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
         workers = self.cluster.workers()
         if workers:
             self.random.choice(workers).kill()
         return bool(workers)
 
-    def fault_node(self, name: str, driver: subprocess.Popen[bytes]) -> bool:
+    def fault_node(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
         if not self.cluster.workers():
             return False
         self.cluster.kill_node(self.random.choice(self.cluster.nodes))
+        self.cluster.wait_for_nodes(1 + len(self.cluster.nodes))
         self.cluster.add_node()
         return True
 
-    def fault_driver(self, name: str, driver: subprocess.Popen[bytes]) -> bool:
-        driver.send_signal(signal.SIGKILL)
+    def fault_driver(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
+        driver.kill()
         driver.wait()
         return True
 
-    def fault_mlflow(self, name: str, driver: subprocess.Popen[bytes]) -> bool:
+    def fault_interrupt(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
+        driver.terminate()
+        code = driver.wait()
+        if code not in (130, -signal.SIGTERM, 0):  # before it hears signals; at its very end
+            self.refuse("interrupt", code)
+        return True
+
+    def fault_second(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
+        """Another driver of the same search, which must not get to work."""
+        if not list(self.storage.glob(f"{name_of(command)}/lease/*.json")):
+            return False
+        code = self.start(command, "second").wait()
+        said = (self.folder / "second.err").read_text()
+        if (code == 0 and driver.poll() is None) or (code and "held by another driver" not in said):
+            self.outcome.doubled.append(f"{name_of(command)}: a second driver: {code}: {said}")
+        return True
+
+    def fault_mlflow(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
         kill_group(self.server)
         time.sleep(self.random.uniform(0, 5))
         self.server = start_mlflow(self.folder, self.port)
         return True
 
-    def fault_checkpoint(self, name: str, driver: subprocess.Popen[bytes]) -> bool:
-        found = list((self.storage / name).glob("trial_*/checkpoint_*/*.safetensors"))
-        if not found:
-            return False
-        newest = max(found, key=lambda path: path.stat().st_mtime)
-        os.truncate(newest, newest.stat().st_size // 2)
-        return True
+    def fault_checkpoint(self, command: Sequence[str], driver: subprocess.Popen[bytes]) -> bool:
+        found = self.storage.glob(f"{name_of(command)}/trial_*/checkpoint_*/*.safetensors")
+        times: dict[Path, float] = {}
+        for path in found:
+            with contextlib.suppress(FileNotFoundError):  # it has made room for a newer one
+                times[path] = path.stat().st_mtime
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            newest = max(times, key=lambda path: times[path])
+            os.truncate(newest, newest.stat().st_size // 2)
+            return True
+        return False
 
     # --- what is left -----------------------------------------------------------------------------
 
     def look(self, name: str) -> None:
         """Compare Tune's state, the journal and MLflow with what was asked for."""
-        from orchestrator.search.resume import saved_trials
-
         expected = list(range(1, TRIALS + 1))
         ended = [t for t in saved_trials(str(self.storage / name)) if t.status == "TERMINATED"]
         numbers = sorted(int(t.config["index"]) + 1 for t in ended)
@@ -244,6 +267,17 @@ class Soak:
             self.outcome.doubled.append(f"{what}: {sorted(more.elements())}")
 
 
+def left(had: Counter[str]) -> list[str]:
+    """The faults that a search may still have."""
+    kinds = [kind for kind in (KILLS, ENDS) if sum(had[fault] for fault in kind) < ENOUGH]
+    return [fault for kind in (*kinds, OTHERS) for fault in kind]
+
+
+def name_of(command: Sequence[str]) -> str:
+    """The name of the search that a command runs."""
+    return next(a.removeprefix("name=") for a in command if a.startswith("name="))
+
+
 def soak(minutes: float, seed: int) -> dict[str, Any]:
     """Searches until ``minutes`` are over; the last one is run to its end."""
     began = time.monotonic()
@@ -255,7 +289,8 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         running.close()
     outcome = running.outcome
     return {
-        "command": f"python tests/fault/soak.py --minutes {minutes:g} --seed {seed}",
+        "command": f"python -m tests.fault.soak --minutes {minutes:g} --seed {seed}",
+        **revision().tags(),
         "seed": seed,
         "minutes": (time.monotonic() - began) / 60,
         "hardware": {
@@ -266,6 +301,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         },
         "trials_per_search": TRIALS,
         "epochs_per_trial": EPOCHS,
+        "trials": TRIALS * outcome.searches,
         **asdict(outcome),
         "faults": dict(outcome.faults),
     }

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 import recorded
 from ray_heads import ROOT, Head
+
+from orchestrator.tracking import Event, Journal
 
 COMMIT, DIFF = "0123456789abcdef0123456789abcdef01234567-dirty", "0123456789abcdef"
 
@@ -102,6 +105,41 @@ def test_submitting_checks_watches_and_returns_the_exit_code(head: Head) -> None
     assert "1 worker(s) of 1 CPUs and 0 GPUs; 2 CPUs and 0 GPUs are there" in said
     assert "FAILED, exit code 2" in said
     assert "name=cifar10_resnet18-" in said  # a name to resume under
+
+
+def test_a_stopped_job_is_recorded_as_killed_and_goes_on(head: Head) -> None:
+    """Ray sends SIGTERM, and SIGKILL three seconds later."""
+    storage = head.folder / "runs"
+
+    def events(kind: str) -> list[Event]:
+        return [e for e in Journal(f"{storage}/stopped/journal").events() if e.kind == kind]
+
+    command = ("python", "-m", "orchestrator", "train", "digits", f"storage_path={storage}")
+    command += ("name=stopped", "model.width=4", "checkpoint.every_seconds=0")
+    command += ("data.holdout=60", "data.train_size=320", "data.test_size=60")
+    command += ("attack.num_steps=2", "evaluation.attack.num_steps=3")
+    options = ("--working-dir", ".", "--submission-id", "stopped", "--no-wait")
+    begun = run(
+        head.environment, "ray", "job", "submit", *options, "--", *command, "training.epochs=1000"
+    )
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    deadline = time.monotonic() + 200
+    while len(events("epoch")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    asked = time.time()
+    stopped = run(head.environment, "ray", "job", "stop", "stopped")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "was stopped" in stopped.stdout + stopped.stderr
+    first, *_ = [end for end in events("final") if end.time > asked]
+    print(f"ray job stop: closed {first.time - asked:.1f} s after the command began")
+    assert first.payload["status"] == "KILLED"
+    assert not [epoch for epoch in events("epoch") if epoch.time > events("final")[-1].time]
+    last = events("epoch")[-1].payload["epoch"] + 1
+    done = ray_submit(head.environment, *command, f"training.epochs={last}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [epoch.payload["epoch"] for epoch in events("epoch")] == list(range(1, last + 1))
+    assert events("final")[-1].payload["status"] == "FINISHED"
 
 
 def test_a_missing_or_wrong_token_is_refused(head: Head) -> None:
