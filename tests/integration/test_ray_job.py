@@ -138,7 +138,9 @@ def test_a_stopped_job_is_recorded_as_killed_and_goes_on(head: Head) -> None:
     last = events("epoch")[-1].payload["epoch"] + 1
     done = ray_submit(head.environment, *command, f"training.epochs={last}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [epoch.payload["epoch"] for epoch in events("epoch")] == list(range(1, last + 1))
+    numbers = [epoch.payload["epoch"] for epoch in events("epoch")]
+    assert len(numbers) >= last  # the workers trained on until Ray noticed
+    assert numbers == list(range(1, len(numbers) + 1))
     assert events("final")[-1].payload["status"] == "FINISHED"
 
 
