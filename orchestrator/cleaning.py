@@ -123,7 +123,7 @@ def _doomed(folder: str, keep: Sequence[int]) -> Iterator[Doomed]:
         recorded = _recorded(run, folder)
         places = {f"trial_{run.trial}", *_first(recorded)}
         places |= {
-            name for name in storage.names(folder) if name.startswith(f"workers_{run.trial}")
+            name for name in storage.names(folder) if f"{name}_".startswith(f"workers_{run.trial}_")
         }
         kept = run.run_id in needed or run.number in keep
         if kept and not _is_there(folder, recorded):

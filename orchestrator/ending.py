@@ -40,11 +40,11 @@ def close_records() -> None:
 
     What is still reported afterwards is recorded behind it, and closed once more.
     """
-    threading.Thread(target=_close, name="morel-ending", daemon=True).start()
+    threading.Thread(target=_close, args=(list(_open),), name="morel-ending", daemon=True).start()
 
 
-def _close() -> None:
-    for close in list(_open):
+def _close(records: list[Callable[[], None]]) -> None:
+    for close in records:
         try:
             close()
         except MorelError as error:

@@ -78,7 +78,7 @@ class Cluster:
         environment: of a subprocess that joins the cluster.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, head_cpus: int = 0) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rf-", dir="/tmp"))  # sockets: short paths
         self.address = f"127.0.0.1:{free_port()}"
         self.nodes: list[ClusterNode] = []
@@ -97,7 +97,7 @@ class Cluster:
             "head",
             *("--head", f"--port={self.address.rpartition(':')[2]}", f"--temp-dir={self.folder}"),
             *(f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}"),
-            *("--num-cpus=0", f'--resources={{"{CONTROL}": 1000}}'),
+            *(f"--num-cpus={head_cpus}", f'--resources={{"{CONTROL}": 1000}}'),
         )
         try:
             self.wait_for_nodes(1)

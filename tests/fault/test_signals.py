@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import Cluster
 
 from orchestrator.tracking import Journal
 
@@ -22,6 +22,7 @@ SMALL = [
     *("model.width=4", "data.holdout=60", "data.train_size=320", "data.test_size=60"),
     *("attack.num_steps=2", "evaluation.attack.num_steps=3", "checkpoint.every_seconds=0"),
 ]
+Start = Callable[..., subprocess.Popen[str]]
 CLOSED_S = 2.0
 """What a record has to be closed in."""
 SPACE = """
@@ -41,16 +42,41 @@ baselines:
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
-    )
+@pytest.fixture(scope="module")
+def there() -> Iterator[Cluster]:
+    """One node, on which MLflow may be a file."""
+    cluster = Cluster(head_cpus=2)
+    yield cluster
+    cluster.stop()
+
+
+def heard() -> None:
+    """A shell's background job, as these tests may be, ignores SIGINT; and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def start(there: Cluster, tmp_path: Path) -> Iterator[Start]:
+    """Starts commands on that Ray, with this test's storage; all are ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", *arguments, f"storage_path={tmp_path}"],
+            env=there.environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=heard,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def happened(folder: Path) -> list[Any]:
@@ -95,24 +121,45 @@ def epochs(folder: Path, run_id: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_is_closed_within_two_seconds(
-    tmp_path: Path, number: int, record_property: Any
-) -> None:
+def test_a_run_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: Path) -> None:
+    """Ctrl-C, SIGTERM, SIGKILL and `morel stop`, one after the other."""
     folder = tmp_path / "run"
-    command = ["train", "digits", *SMALL, "training.epochs=1000"]
-    process = start(*command, f"storage_path={tmp_path}", "name=run")
-    until(lambda: len(epochs(folder, "run")) > 1, process)
-    took = closed_after(process, number, folder, runs=1)
-    record_property("seconds to close", took)
-    print(f"train, signal {number}: closed after {took:.2f} s")
-    assert took < CLOSED_S
+    command = ["train", "digits", *SMALL, "name=run"]
+
+    def begun() -> subprocess.Popen[str]:
+        seen, process = len(epochs(folder, "run")), start(*command, "training.epochs=1000")
+        until(lambda: len(epochs(folder, "run")) > seen + 1, process)
+        return process
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        took = closed_after(begun(), number, folder, runs=1)
+        print(f"train, signal {number}: closed after {took:.2f} s")
+        assert took < CLOSED_S
+
+    process = begun()
+    process.kill()
+    process.communicate()
+    killed, reached = time.monotonic(), len(epochs(folder, "run"))
+    process = begun()
+    print(f"train, SIGKILL at epoch {reached}: goes on {time.monotonic() - killed:.1f} s later")
+
+    asked = time.monotonic()
+    said, error = start("stop", "run").communicate(timeout=60)
+    assert "asked to pause" in said, error
+    _, error = process.communicate(timeout=60)
+    print(f"morel stop: ended after {time.monotonic() - asked:.1f} s")
+    assert process.returncode == 130
+    assert "paused by morel stop" in error
+    saved = epochs(folder, "run")[-1]
+    printed, error = start(*command, f"training.epochs={saved + 2}", "--json").communicate()
+    assert json.loads(printed)["epochs"] == saved + 2, error
+    assert epochs(folder, "run") == list(range(1, saved + 3))
 
 
-def test_a_search_is_closed_within_two_seconds_and_goes_on(tmp_path: Path) -> None:
+def test_a_search_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: Path) -> None:
     space, folder = tmp_path / "space.yaml", tmp_path / "hunt"
     space.write_text(SPACE)
-    command = ["tune", str(space), f"storage_path={tmp_path}", "name=hunt"]
+    command = ["tune", str(space), "name=hunt"]
     process = start(*command)
 
     def running() -> list[str]:
@@ -129,46 +176,3 @@ def test_a_search_is_closed_within_two_seconds_and_goes_on(tmp_path: Path) -> No
     for run_id in set(running()):
         numbers = epochs(folder, run_id)
         assert numbers == list(range(1, len(numbers) + 1))
-
-
-def test_morel_stop_saves_a_run_and_its_command_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = ["train", "digits", *SMALL, "checkpoint.every_seconds=1000", "training.epochs=1000"]
-    command += [f"storage_path={tmp_path}", "name=run"]
-    process = start(*command)
-    until(lambda: len(epochs(folder, "run")) > 1, process)
-    asked = time.monotonic()
-    stop = start("stop", "run", f"storage_path={tmp_path}")
-    said, error = stop.communicate(timeout=60)
-    assert stop.returncode == 0, error
-    assert "asked to pause" in said
-    _, error = process.communicate(timeout=60)
-    print(f"morel stop: ended after {time.monotonic() - asked:.1f} s")
-    assert process.returncode == 130
-    assert "paused by morel stop" in error
-    assert list(folder.glob("checkpoint_*"))
-    reached = epochs(folder, "run")[-1]
-    until_epoch = [argument for argument in command if argument != "training.epochs=1000"]
-    again = start(*until_epoch, f"training.epochs={reached + 2}", "--json")
-    printed, error = again.communicate(timeout=200)
-    assert again.returncode == 0, error
-    assert json.loads(printed)["epochs"] == reached + 2
-    assert epochs(folder, "run") == list(range(1, reached + 3))
-
-
-def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = ["train", "digits", *SMALL, "training.epochs=8", "--json"]
-    command += [f"storage_path={tmp_path}", "name=run"]
-    process = start(*command)
-    until(lambda: len(epochs(folder, "run")) > 2, process)
-    process.kill()
-    process.communicate()
-    reached, began = len(epochs(folder, "run")), time.monotonic()
-    again = start(*command)
-    until(lambda: len(epochs(folder, "run")) > reached or again.poll() == 0, again)
-    print(f"train, SIGKILL at epoch {reached}: the next after {time.monotonic() - began:.1f} s")
-    printed, error = again.communicate(timeout=200)
-    assert again.returncode == 0, error
-    assert epochs(folder, "run") == list(range(1, 9))
-    assert json.loads(printed)["epochs"] == 8

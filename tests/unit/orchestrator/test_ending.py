@@ -1,0 +1,86 @@
+"""How a signal ends a command."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from orchestrator import ending, storage
+from orchestrator.search import control
+
+COMMAND = """
+import sys, time
+from orchestrator.ending import closed_on_signal, interruptible, terminable
+def close():
+    print("closed", flush=True)
+try:
+    with terminable(), closed_on_signal(close):
+        print("ready", flush=True)
+        interruptible(lambda: time.sleep(60), lambda: None)
+except KeyboardInterrupt:
+    time.sleep(0.5)
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_sigterm_closes_records_also_in_a_background_job(before):
+    """Whose shell has asked it to ignore SIGINT."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, before),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    said, _ = process.communicate(timeout=20)
+    assert said.splitlines() == ["closed", "interrupted"]
+
+
+def test_what_a_look_raises_ends_the_wait(monkeypatch):
+    monkeypatch.setattr(ending, "POLL_S", 0.01)
+    release, closed = threading.Event(), threading.Event()
+
+    def look():
+        raise ending.Paused("enough")
+
+    with ending.closed_on_signal(closed.set), pytest.raises(ending.Paused):
+        ending.interruptible(lambda: release.wait(10), look)
+    assert closed.wait(5)
+    release.set()
+
+
+def test_the_result_and_the_error_of_the_work_come_through():
+    assert ending.interruptible(lambda: 3, lambda: None) == 3
+    with pytest.raises(ZeroDivisionError):
+        ending.interruptible(lambda: 1 / 0, lambda: None)
+
+
+def test_a_handler_that_was_there_is_there_again():
+    def own(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with ending.terminable():
+            assert signal.getsignal(signal.SIGTERM) is not own
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_storage_that_is_away_asks_for_no_pause(monkeypatch):
+    def away(folder):
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(storage, "names", away)
+    began = time.monotonic()
+    assert not control.is_paused("s3://runs/hunt")
+    assert time.monotonic() - began < 1
