@@ -96,8 +96,8 @@ def interruptible(work: Callable[[], T], look: Callable[[], None]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="morel-work", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(POLL_S)
             look()

@@ -18,10 +18,12 @@ import sys, time
 from orchestrator.ending import closed_on_signal, interruptible, terminable
 def close():
     print("closed", flush=True)
+def work():
+    print("ready", flush=True)
+    time.sleep(60)
 try:
     with terminable(), closed_on_signal(close):
-        print("ready", flush=True)
-        interruptible(lambda: time.sleep(60), lambda: None)
+        interruptible(work, lambda: None)
 except KeyboardInterrupt:
     time.sleep(0.5)
     print("interrupted", flush=True)
