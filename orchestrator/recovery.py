@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,9 +11,35 @@ from typing import Any, cast
 from pyarrow.fs import FileSelector, FileType
 
 from morel_core.errors import MorelError
+from orchestrator.storage import delete, names, read_text
 
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's, in the folder of its run."""
 DAMAGED = "damaged"
 """Key of a report: which checkpoints were not whole, and from where training went on instead."""
+
+_logger = logging.getLogger(__name__)
+
+
+def drop_torn_snapshot(folder: str) -> None:
+    """Delete Ray Train's list of a run's checkpoints where Ray Train could not begin with it.
+
+    It is written over itself: a driver that is killed meanwhile leaves half of it, or none. The
+    workers find the checkpoints of a run of its own without it; see `checkpoint_to_start_from`.
+    """
+    text = read_text(f"{folder}/{SNAPSHOT}")
+    if text is None:
+        return
+    try:
+        listed = {
+            result["checkpoint_dir_name"] for result in json.loads(text)["checkpoint_results"]
+        }
+        usable = listed <= set(names(folder))
+    except (ValueError, TypeError, KeyError):
+        usable = False
+    if not usable:
+        _logger.warning("%s: Ray Train's list of checkpoints is torn; they are looked for", folder)
+        delete(f"{folder}/{SNAPSHOT}")
 
 
 def checkpoint_to_start_from(stretch: Mapping[str, Any]) -> tuple[Any | None, str]:

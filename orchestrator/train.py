@@ -26,6 +26,7 @@ from orchestrator.failures import failure_reason, out_of_memory, repeats, storag
 from orchestrator.identity import check_identity
 from orchestrator.lease import Fence, held
 from orchestrator.notes import train_note
+from orchestrator.recovery import drop_torn_snapshot
 from orchestrator.retries import in_more_slices, retry_tags
 from orchestrator.search import control
 from orchestrator.staging import stage
@@ -312,6 +313,7 @@ def _run_workers(
 
     listener = Listener(config, recorder, run_id, on_epoch)
     beside = config.evaluation.asynchronous
+    drop_torn_snapshot(f"{config.storage_path}/{config.name}")
     trainer = TorchTrainer(
         worker.train_loop,
         torch_config=worker.torch_config(config),

@@ -22,6 +22,7 @@ from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.lease import Fence
 from orchestrator.records import own_end
+from orchestrator.recovery import drop_torn_snapshot
 from orchestrator.retries import CHANGES
 from orchestrator.search.reports import END, Reports
 from orchestrator.search.seals import check_checkpoint
@@ -150,14 +151,16 @@ class MultiWorkerTrial(tune.Trainable):
 
 def _workers(run: RunConfig, trial: str, how: dict[str, Any], reports: Reports) -> TorchTrainer:
     """Ray Train for the workers of a trial; ``how`` is the rest of their `train_loop`'s config."""
+    name, folder = f"workers_{trial}", f"{run.storage_path}/{run.name}"
+    drop_torn_snapshot(f"{folder}/{name}")
     return TorchTrainer(
         train_loop,
         train_loop_config={"config": to_dict(run), **how},
         torch_config=torch_config(run),
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
-            name=f"workers_{trial}",  # tied to the trial: a restored one finds its checkpoints
-            storage_path=f"{run.storage_path}/{run.name}",
+            name=name,  # tied to the trial: a restored one finds its checkpoints
+            storage_path=folder,
             callbacks=[reports],
             checkpoint_config=train.CheckpointConfig(num_to_keep=2),
             failure_config=train.FailureConfig(controller_failure_limit=3),

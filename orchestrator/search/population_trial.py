@@ -24,6 +24,7 @@ from orchestrator.cluster import address_passed_on, on_this_node, watched_for_ha
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import failure_reason, repeats
 from orchestrator.lease import Fence
+from orchestrator.recovery import drop_torn_snapshot
 from orchestrator.relay import END, Relay
 from orchestrator.search.population import workers_name
 from orchestrator.staging import Staged
@@ -134,6 +135,8 @@ def next_stretch(checkpoint: tune.Checkpoint | None, milestones: list[int]) -> S
 
 def _workers(run: RunConfig, name: str, loop_config: dict[str, Any], queue: Queue) -> TorchTrainer:
     """Ray Train for the workers, whose reports go into ``queue``."""
+    folder = f"{run.storage_path}/{run.name}"
+    drop_torn_snapshot(f"{folder}/{name}")
     return TorchTrainer(
         train_loop,
         train_loop_config=loop_config,
@@ -141,7 +144,7 @@ def _workers(run: RunConfig, name: str, loop_config: dict[str, Any], queue: Queu
         scaling_config=scaling_config(run),
         run_config=train.RunConfig(
             name=name,
-            storage_path=f"{run.storage_path}/{run.name}",
+            storage_path=folder,
             callbacks=[Relay(queue)],
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),
             failure_config=train.FailureConfig(controller_failure_limit=3),

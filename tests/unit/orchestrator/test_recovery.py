@@ -9,7 +9,7 @@ from ray.train import Checkpoint
 from morel_core import Trainer
 from orchestrator.building import build
 from orchestrator.config import RunConfig
-from orchestrator.recovery import newest_saved
+from orchestrator.recovery import SNAPSHOT, drop_torn_snapshot, newest_saved
 
 TINY = {
     "data": {"name": "synthetic", "num_classes": 3, "image_size": 8, "channels": 1}
@@ -72,3 +72,31 @@ def test_where_the_known_one_is_damaged_the_one_before_is_taken_and_that_is_said
     assert start == "checkpoint_1"
     assert said.startswith("checkpoint_2 is damaged")
     assert said.endswith("went on from checkpoint_1")
+
+
+# --- Ray Train's list of checkpoints --------------------------------------------------------------
+
+LISTED = '{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint_1", "metrics": {}}]}'
+
+
+@pytest.mark.parametrize("text", ["", LISTED[:40], "[]", '{"checkpoint_results": 3}', LISTED])
+def test_a_list_that_ray_train_cannot_begin_with_is_dropped(tmp_path, text, caplog):
+    """Torn by the driver's death; the last one names a checkpoint that made room."""
+    (tmp_path / SNAPSHOT).write_text(text)
+    drop_torn_snapshot(str(tmp_path))
+    assert not (tmp_path / SNAPSHOT).exists()
+    assert "they are looked for" in caplog.text
+
+
+def test_a_whole_list_stays(tmp_path):
+    drop_torn_snapshot(str(tmp_path))
+    (tmp_path / "checkpoint_1").mkdir()
+    (tmp_path / SNAPSHOT).write_text(LISTED)
+    drop_torn_snapshot(str(tmp_path))
+    assert (tmp_path / SNAPSHOT).read_text() == LISTED
+
+
+def test_ray_train_calls_its_list_so():
+    from ray.train.v2._internal import constants
+
+    assert constants.CHECKPOINT_MANAGER_SNAPSHOT_FILENAME == SNAPSHOT
