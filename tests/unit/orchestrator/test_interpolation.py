@@ -27,7 +27,14 @@ def test_variables_of_the_list_are_put_in(monkeypatch, tmp_path):
     "name",
     [
         *("PATH", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-        *("MOREL_DB_PASSWORD", "MOREL_API_KEY", "RAY_AUTH_TOKEN", "XMOREL_A", "home"),
+        *(
+            "MOREL_DB_PASSWORD",
+            "MOREL_API_KEY",
+            "MOREL_STATE_KEY",
+            "RAY_AUTH_TOKEN",
+            "XMOREL_A",
+            "home",
+        ),
     ],
 )
 def test_no_other_is_read_and_the_error_names_it_and_the_list(monkeypatch, name):
