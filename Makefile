@@ -33,7 +33,8 @@ contracts: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=20
 
-# AutoAttack on its authors' ResNet-18 and real CIFAR-10 (in MOREL_DATA_ROOT): over ten minutes.
+# AutoAttack on its authors' ResNet-18 and real CIFAR-10 (in MOREL_DATA_ROOT), faults on clusters of
+# several nodes, a cluster over SSH: an hour.
 long: $(STAMP)
 	$(BIN)/pytest -m long
 
