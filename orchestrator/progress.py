@@ -112,6 +112,21 @@ def _verified_cell(trial: Trial) -> Text:
     return Text(f"{numbers} masked", style="red") if trial.verified.masking else Text(numbers)
 
 
+def _state(trial: Trial) -> str:
+    """How a trial stands, in a line."""
+    if not trial.last and not trial.reason:
+        return "started"
+    if trial.standing:
+        return trial.standing
+    numbers = f"epoch {trial.epoch}"
+    if "robust_accuracy_low" in trial.last:  # else it diverged, or is measured beside training
+        numbers += (
+            f", clean {percent(trial.last['clean_accuracy'])} %"
+            f", robust {with_interval(trial.last, 'robust_accuracy')} %"
+        )
+    return f"{trial.reason}; {numbers}" if trial.reason else numbers
+
+
 class SearchProgress:
     """A table that is redrawn on a terminal; elsewhere one line for each thing that happens."""
 
@@ -120,6 +135,7 @@ class SearchProgress:
         self.attack = attack
         self.total = total
         self.said: dict[str, str] = {}
+        self.remarked: dict[str, int] = {}
         self.live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> SearchProgress:
@@ -146,23 +162,15 @@ class SearchProgress:
         if not trials:
             self.console.print(f"{self.total} trials; starting Ray", highlight=False)
         for trial in trials:
-            line = self._line(trial)
+            head = f"trial {trial.number}/{self.total} {trial.label}: "
+            remarks = _remarks(trial)
+            for remark in remarks[self.remarked.get(trial.run_id, 0) :]:
+                self.say(head + remark)
+            self.remarked[trial.run_id] = len(remarks)
+            line = head + _state(trial)
             if self.said.get(trial.run_id) != line:
                 self.said[trial.run_id] = line
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _line(self, trial: Trial) -> str:
-        head = f"trial {trial.number}/{self.total} {trial.label}: "
-        head += "".join(f"({remark}) " for remark in _remarks(trial))
-        if not trial.last and not trial.reason:
-            return head + "started"
-        if trial.standing:
-            return head + trial.standing
-        numbers = (
-            f"epoch {trial.epoch}, clean {percent(trial.last.get('clean_accuracy'))} %, "
-            f"robust {with_interval(trial.last, 'robust_accuracy')} %"
-        )
-        return head + (f"{trial.reason}; {numbers}" if trial.reason else numbers)
+                self.say(line)
 
 
 def epoch_line(metrics: Mapping[str, Any]) -> str:

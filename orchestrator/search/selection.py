@@ -24,8 +24,11 @@ LISTED = 5
 
 
 def with_interval(values: Mapping[str, Any], key: str) -> str:
-    """``87.3 [83.2, 90.6]`` in per cent; a dash where it was not measured."""
-    if key not in values:
+    """``87.3 [83.2, 90.6]`` in per cent; a dash where it was not measured.
+
+    A trial that diverged reports the worst number, and no interval.
+    """
+    if f"{key}_low" not in values:
         return "–"
     value, low, high = (100 * values[key + end] for end in ("", "_low", "_high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"

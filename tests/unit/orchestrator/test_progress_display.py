@@ -26,6 +26,7 @@ from orchestrator.search.selection import choose
 from orchestrator.search.trials import TrialBook
 from orchestrator.train import TrainResult
 from orchestrator.tune import SearchResult
+from orchestrator.worker import WORST
 
 
 @pytest.fixture
@@ -90,6 +91,36 @@ def test_plain_lines_one_for_each_thing_that_happens(console, search, recorder):
         "trial 1/5 paper: all 9 epochs trained; epoch 9, clean 90.0 %, robust 60.0 [55.0, 65.0] %"
     )
     assert len(lines) == 5
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_trial_that_diverged_at_once_is_shown_without_numbers(search, recorder, terminal):
+    console = Console(file=io.StringIO(), width=160, force_terminal=terminal)
+    with SearchProgress(console, ATTACK, 5) as view:
+        book = TrialBook(search, recorder, view)
+        tune_trial = FakeTrial("a", 0, baseline="paper")
+        numbers = WORST | {"diverged": True, "epoch": 1, "num_epochs": 9, "time_total_s": 1.0}
+        book.result(tune_trial, numbers | {"epochs": [{"epoch": 1, "diverged": True}]})
+        book.complete(tune_trial)
+    if not terminal:
+        (*_, last) = text(console).splitlines()
+        assert last.startswith("trial 1/5 paper: diverged")
+        assert last.endswith("; epoch 1")
+
+
+def test_why_a_trial_was_run_again_is_said_once(console, search, recorder):
+    with SearchProgress(console, ATTACK, 5) as view:
+        book = TrialBook(search, recorder, view)
+        tune_trial = FakeTrial("a", 0, baseline="paper")
+        book.result(tune_trial, report(1))
+        tune_trial.failure = "OSError: no [bold] space"
+        book.retry(tune_trial)
+        book.result(tune_trial, report(2))
+    lines = text(console).splitlines()
+    assert [line for line in lines if "again" in line] == [
+        "trial 1/5 paper: again: OSError: no [bold] space (after epoch 1)"
+    ]
+    assert lines[-1] == "trial 1/5 paper: epoch 2, clean 90.0 %, robust 50.0 [45.0, 55.0] %"
 
 
 def test_on_a_terminal_a_table_is_redrawn(search, recorder):
