@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from orchestrator.tracking import Recorder, own_params, own_tags
 
 if TYPE_CHECKING:
     from orchestrator.search.selection import Verified
+
+_logger = logging.getLogger(__name__)
 
 STOP_REASON = "morel_stop_reason"
 """Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""
@@ -466,9 +469,14 @@ class TrialBook:
         return retry_tags(trial.retries, self.search.trial_config(trial.params), trial.last)
 
     def show(self) -> None:
-        """Let the view see what changed."""
-        if self.view is not None:
+        """Let the view see what changed; what cannot be shown never ends a search."""
+        if self.view is None:
+            return
+        try:
             self.view.update(self.trials)
+        except Exception:
+            _logger.exception("the trials cannot be shown any longer; the search goes on")
+            self.view = None
 
 
 def run_of(search: SearchConfig, trial: Trial) -> RunConfig:

@@ -482,3 +482,15 @@ def test_its_name_is_short(label, name):
     shown = trials.run_name(trial)
     assert shown.endswith(name)
     assert len(shown) <= trials.LONGEST_NAME + 4
+
+
+def test_what_cannot_be_shown_ends_no_search(search, recorder, caplog):
+    class Broken(View):
+        def update(self, trials):
+            raise BrokenPipeError
+
+    book = TrialBook(search, recorder, Broken())
+    book.start(FakeTrial())
+    book.result(FakeTrial(), report(2))
+    assert book.trials[0].epoch == 2
+    assert caplog.text.count("the search goes on") == 1
