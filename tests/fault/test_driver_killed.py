@@ -74,6 +74,10 @@ def journal(storage: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def epochs(storage: Path) -> int:
+    return sum(event["kind"] == "epoch" for event in journal(storage))
+
+
 def started(storage: Path) -> bool:
     """A trial has its process, and nothing was reported."""
     return sum(event["kind"] == "start" for event in journal(storage)) > 1
@@ -101,14 +105,18 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     resumed: dict[str, int] = {}
 
     def kill_when(moment: Callable[[Path], bool]) -> None:
+        known, began, recovered = epochs(storage), time.monotonic(), 0.0
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.time() + 200
         while not moment(storage):
+            if not recovered and epochs(storage) > known:
+                recovered = time.monotonic() - began
             assert driver.poll() is None, "the search ended before it could be killed"
             assert time.time() < deadline
             time.sleep(0.02)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
+        print(f"\n{recovered:.1f} s from the command to its first epoch")
         seen.append([event["run_id"] + event["key"] for event in journal(storage)])
 
     kill_when(started)
