@@ -176,4 +176,6 @@ def test_sqlite_is_refused_once_there_are_two_nodes(head: Head) -> None:
     refused = run(head.environment, sys.executable, "-m", "orchestrator", *joining)
     assert refused.returncode == 2
     assert reason in refused.stderr
-    assert not (head.folder / "two" / "two" / "journal").exists()
+    kept = head.folder / "two" / "two" / "journal" / "events.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    assert [line for line in lines if json.loads(line)["kind"] != "lease"] == []

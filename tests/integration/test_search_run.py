@@ -129,7 +129,7 @@ def test_report_of_a_search_shows_its_winners_pictures(
 def test_a_trial_that_never_met_the_test_set_is_registered_from_its_checkpoint(
     asha: SearchResult, shared_storage: Path, capsys: Any
 ) -> None:
-    trial = next(t for t in asha.trials if t is not asha.winner and t.state == "finished")
+    trial = next(t for t in asha.trials if t is not asha.winner and t.checkpoint is not None)
     assert not recorded.one(shared_storage, trial.run_id).outputs.model_outputs
     command = ["register", trial.run_id, "losers", f"storage_path={shared_storage}", "--json"]
     assert main(command) == 0

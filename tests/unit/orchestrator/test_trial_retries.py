@@ -128,7 +128,7 @@ def test_the_line_of_a_trial_says_it(book, capsys):
     tune_trial = FakeTrial(failure=traceback("OSError: disk"))
     book.start(tune_trial)
     book.retry(tune_trial)
-    assert "(again: OSError: disk (after epoch 0)) started" in capsys.readouterr().out
+    assert ": again: OSError: disk (after epoch 0)\n" in capsys.readouterr().out
 
 
 class Workers:

@@ -176,7 +176,7 @@ def test_ranks_take_over_what_their_driver_found(twins, run, tmp_path, monkeypat
         def get_world_rank(self):
             return 0
 
-    monkeypatch.setattr(worker.train, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(worker, "checkpoint_to_start_from", lambda stretch: (None, ""))
     monkeypatch.setattr(worker.train, "get_context", Context)
     monkeypatch.setattr(worker.train, "get_preemption_info", lambda: None)
     monkeypatch.setattr(worker.train, "report", lambda r, **how: reports.append((r, how)))
