@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
-from orchestrator import records, storage
+from orchestrator import control, records, storage
 from orchestrator.cluster import (
     address_passed_on,
     check_scaling,
@@ -28,7 +28,6 @@ from orchestrator.lease import Fence, held
 from orchestrator.notes import train_note
 from orchestrator.recovery import drop_torn_snapshot
 from orchestrator.retries import in_more_slices, retry_tags
-from orchestrator.search import control
 from orchestrator.staging import stage
 from orchestrator.tracking import Recorder
 from orchestrator.validate import check_fits

@@ -19,11 +19,11 @@ from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
 from orchestrator.building import build
 from orchestrator.config import RunConfig, with_overrides
+from orchestrator.control import is_paused
 from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.lease import Fence
 from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
 from orchestrator.retries import CHANGES
-from orchestrator.search.control import is_paused
 from orchestrator.search.seals import check_checkpoint
 from orchestrator.search.trials import TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from morel_core.errors import MorelError
-from orchestrator import lease, storage
+from orchestrator import control, lease, storage
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, tracking_uri
-from orchestrator.search import control, status
+from orchestrator.search import status
 from orchestrator.search.trials import NUMBER, trial_folder_name
 from orchestrator.tracking import Event, Journal
 from orchestrator.tracking.events import check_run_id

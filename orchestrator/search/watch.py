@@ -16,11 +16,11 @@ from typing import Any
 
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from orchestrator import ending, storage
+from orchestrator import control, ending, storage
 from orchestrator.ending import Paused
 from orchestrator.failures import failure_reason
 from orchestrator.lease import LeaseLostError
-from orchestrator.search import control, status
+from orchestrator.search import status
 from orchestrator.search.budget import Meter
 from orchestrator.search.trials import TrialBook
 

@@ -11,7 +11,8 @@ import pytest
 import recorded
 import yaml
 
-from orchestrator.search import control, status
+from orchestrator import control
+from orchestrator.search import status
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.search.watch import Paused
 from orchestrator.tune import SearchResult, tune

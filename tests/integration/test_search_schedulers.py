@@ -14,7 +14,7 @@ from mlflow.artifacts import load_text
 from test_search_run import SMALL, search, space
 
 from morel_core.checkpoint import load_network, load_progress
-from orchestrator.search import control
+from orchestrator import control
 from orchestrator.search.population import Population
 from orchestrator.search.trials import Trial
 from orchestrator.tune import SearchResult, tune

@@ -60,3 +60,11 @@ def tiny_checkpoint(tiny_trainer: Trainer, tmp_path_factory: pytest.TempPathFact
 def tiny_config(tmp_path: Path) -> RunConfig:
     """`tiny_evaluation.TINY`, stored where the test may write."""
     return build(RunConfig, TINY | {"storage_path": str(tmp_path)})
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """What the bait would leave behind; it must not be there at the end."""
+    path = tmp_path / "executed"
+    yield path
+    assert not path.exists()

@@ -6,6 +6,7 @@ import pytest
 
 from morel_core.errors import MorelError
 from orchestrator import cli
+from orchestrator.commands import results
 
 COMMANDS = ["train", "tune", "campaign", "status", "top", "logs", "stop"]
 COMMANDS += ["sync", "submit", "evaluate", "compare", "report", "validate"]
@@ -46,7 +47,7 @@ def command(monkeypatch):
     """Put a function in the place of ``morel validate``."""
 
     def replace(function):
-        monkeypatch.setattr(cli, "validate_command", function)
+        monkeypatch.setattr(results, "validate_command", function)
 
     return replace
 

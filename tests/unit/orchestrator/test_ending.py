@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from orchestrator import ending, storage
-from orchestrator.search import control
+from orchestrator import control, ending, storage
 
 COMMAND = """
 import sys, time

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bait import Bait
 from mlflow import MlflowClient
 from tiny_evaluation import TINY
 
@@ -28,24 +29,6 @@ from orchestrator.search import status
 from orchestrator.search.operations import look
 from orchestrator.search.space import load_search
 from orchestrator.tracking import Journal
-
-
-class Bait:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return (open, (str(self.marker), "w"))
-
-
-@pytest.fixture
-def marker(tmp_path):
-    """What the bait would leave behind; it must not be there at the end."""
-    path = tmp_path / "executed"
-    yield path
-    assert not path.exists()
 
 
 @pytest.fixture(params=["torch", "torch, old form", "pickle", "numpy"])

@@ -10,11 +10,10 @@ import pytest
 from object_store import ObjectStore, serve
 
 from morel_core.errors import MorelError
-from orchestrator import lease, storage
+from orchestrator import control, lease, storage
 from orchestrator.config import compose
 from orchestrator.identity import check_identity
 from orchestrator.lease import LeaseHeldError, LeaseLostError, held
-from orchestrator.search import control
 from orchestrator.tracking import Journal
 
 BUCKET = "s3://runs"

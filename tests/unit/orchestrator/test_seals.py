@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from bait import Bait
 from ray import cloudpickle, tune
 from ray.tune import ExperimentAnalysis
 from ray.tune.callback import CallbackList
@@ -23,24 +24,6 @@ from orchestrator.worker import MorelTrial
 
 SESSION, LATER = "2026-01-01_00-00-00", "2026-01-01_00-00-01"
 NAMES = [pattern.replace("*", LATER) for pattern in (*seals.SEALED, "callback-states-*.pkl")]
-
-
-class Bait:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return (open, (str(self.marker), "w"))
-
-
-@pytest.fixture
-def marker(tmp_path):
-    """What the bait would leave behind; it must not be there at the end."""
-    path = tmp_path / "executed"
-    yield path
-    assert not path.exists()
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from fake_tune import FakeTrial, report
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from orchestrator import storage
-from orchestrator.search import control, status, watch
+from orchestrator import control, storage
+from orchestrator.search import status, watch
 from orchestrator.search.settings import BudgetConfig
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.watch import Paused, Watch

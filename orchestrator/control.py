@@ -1,4 +1,4 @@
-"""What any machine that sees a search's storage asks of its driver: one small file a request."""
+"""What any machine that sees the storage of a run or search asks of its driver: a small file each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STOP = re.compile(r"stop-(\d+)\.json")
 
 
 def ask_pause(folder: str) -> None:
-    """Ask the driver of the search in ``folder`` to end; its command goes on another time."""
+    """Ask the driver of the run or search in ``folder`` to end; its command goes on another time."""
     _ask(folder, PAUSE)
 
 
