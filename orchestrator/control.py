@@ -1,4 +1,4 @@
-"""What any machine that sees the storage of a run or search asks of its driver: a small file each."""
+"""What any machine that sees a run's storage asks of its driver: one small file a request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STOP = re.compile(r"stop-(\d+)\.json")
 
 
 def ask_pause(folder: str) -> None:
-    """Ask the driver of the run or search in ``folder`` to end; its command goes on another time."""
+    """Ask the driver of what is in ``folder`` to end; its command goes on another time."""
     _ask(folder, PAUSE)
 
 

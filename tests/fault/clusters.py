@@ -234,10 +234,13 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def wait_until(true: Callable[[], Any], seconds: float, what: str) -> None:
-    """Fails if it has not become ``true`` within ``seconds``."""
+def wait_until(
+    true: Callable[[], Any], seconds: float, what: str, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Fails if it has not become ``true`` within ``seconds``, or before ``process`` ended."""
     deadline = time.monotonic() + seconds
     while not true():
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import Cluster
+from clusters import Cluster, wait_until
 
 from orchestrator.tracking import Journal
 
@@ -89,14 +89,6 @@ def ends(folder: Path) -> dict[str, Any]:
     return {run_id: event for run_id, event in last.items() if event.kind == "final"}
 
 
-def until(true: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def closed_after(process: subprocess.Popen[str], number: int, folder: Path, runs: int) -> float:
     """Seconds from a signal to the moment at which the last of ``runs`` records said KILLED."""
     sent = time.time()
@@ -128,7 +120,7 @@ def test_a_run_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: 
 
     def begun() -> subprocess.Popen[str]:
         seen, process = len(epochs(folder, "run")), start(*command, "training.epochs=1000")
-        until(lambda: len(epochs(folder, "run")) > seen + 1, process)
+        wait_until(lambda: len(epochs(folder, "run")) > seen + 1, 120, "two epochs", process)
         return process
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -166,13 +158,13 @@ def test_a_search_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_pat
     def running() -> list[str]:
         return [e.run_id for e in happened(folder) if e.kind == "epoch"]
 
-    until(lambda: len(set(running())) == 2, process)
+    wait_until(lambda: len(set(running())) == 2, 120, "both trials", process)
     took = closed_after(process, signal.SIGTERM, folder, runs=3)
     print(f"tune, SIGTERM: closed after {took:.2f} s")
     assert took < CLOSED_S
     seen = len(running())
     process = start(*command)
-    until(lambda: len(running()) > seen + 2, process)
+    wait_until(lambda: len(running()) > seen + 2, 120, "three epochs", process)
     closed_after(process, signal.SIGINT, folder, runs=3)
     for run_id in set(running()):
         numbers = epochs(folder, run_id)

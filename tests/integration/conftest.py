@@ -1,16 +1,19 @@
-"""One real Ray for the whole test session, with MLflow on SQLite."""
+"""What these tests share: one real Ray for the whole session, and stores of MLflow's."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from servers import free_port, kill_group, start_mlflow
 
 from orchestrator.cluster import CONTROL, RAY_ENVIRONMENT, on_loopback
+from orchestrator.tracking import MlflowTracker
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,46 @@ def cifar_root() -> str:
     if not root or not (Path(root) / "cifar-10-batches-py").is_dir():
         pytest.skip("MOREL_DATA_ROOT does not hold CIFAR-10")
     return root
+
+
+@pytest.fixture(scope="session", params=["sqlite", "server"])
+def uri(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a store of MLflow's without Ray: SQLite, and a real ``mlflow server``."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "sqlite":
+        yield f"sqlite:///{folder}/mlflow.db"
+        return
+    port = free_port()
+    server = start_mlflow(folder, port)
+    yield f"http://127.0.0.1:{port}"
+    kill_group(server)
+
+
+@pytest.fixture
+def experiment(request: Any) -> str:
+    """Each test has its own."""
+    return request.node.name
+
+
+@pytest.fixture
+def connect(uri: str, experiment: str) -> Callable[[], MlflowTracker]:
+    """Opens that experiment."""
+    return lambda: MlflowTracker.connect(uri, experiment)
+
+
+@pytest.fixture
+def client(uri: str, connect: Callable[[], MlflowTracker]) -> MlflowClient:
+    connect()  # initialises a fresh database
+    return MlflowClient(tracking_uri=uri)
+
+
+@pytest.fixture
+def runs_of(client: MlflowClient, experiment: str) -> Callable[[], Any]:
+    """Finds the runs of that experiment by our ids, and how many MLflow has."""
+
+    def find() -> Any:
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id])
+        return {run.data.tags["morel.run_id"]: run for run in runs}, len(runs)
+
+    return find

@@ -68,3 +68,10 @@ def marker(tmp_path):
     path = tmp_path / "executed"
     yield path
     assert not path.exists()
+
+
+@pytest.fixture
+def bare_environment(monkeypatch):
+    """Nothing of it says where anything lies."""
+    for name in ("MLFLOW_TRACKING_URI", "MOREL_DATA_ROOT", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)

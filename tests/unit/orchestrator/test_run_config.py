@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import SECRET, refusal
 
 from morel_core import AttackConfig, ConfigError, MorelError
 from morel_core.data import SyntheticConfig
@@ -13,24 +14,17 @@ from morel_core.models import DigitsCnnConfig, ExternalConfig
 from orchestrator.building import build
 from orchestrator.config import (
     RunConfig,
-    absolute_storage,
     compose,
     flatten,
     run_key,
     to_dict,
-    tracking_uri,
     with_overrides,
 )
-from orchestrator.jobs import as_in_job
 from orchestrator.yaml_files import find_file, packaged, parse_overrides, read_yaml
-
-SECRET = "a-secret-of-the-environment"
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "MOREL_DATA_ROOT", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        monkeypatch.delenv(name, raising=False)
+def secret(bare_environment, monkeypatch):
     monkeypatch.setenv("MOREL_TEST_SECRET", SECRET)
 
 
@@ -44,16 +38,6 @@ def recipe(tmp_path):
         return str(path)
 
     return write
-
-
-def refusal(recipe, *overrides):
-    """The one line that says what is wrong."""
-    with pytest.raises(MorelError) as caught:
-        compose(recipe, overrides)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert SECRET not in said
-    return said
 
 
 # --- what is accepted ----------------------------------------------------------------------------
@@ -405,76 +389,6 @@ def test_a_folder_is_no_recipe(tmp_path):
 
 def test_read_yaml_leaves_interpolations_alone(recipe):
     assert read_yaml(Path(recipe(f"a: {ENVIRONMENT}"))) == {"a": ENVIRONMENT}
-
-
-# --- places --------------------------------------------------------------------------------------
-
-
-def test_storage_is_made_absolute(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert absolute_storage("runs") == f"{tmp_path}/runs"
-    assert absolute_storage("~/runs") == "/home/someone/runs"
-    assert absolute_storage("/data/runs") == "/data/runs"
-    assert absolute_storage("s3://bucket/runs") == "s3://bucket/runs"
-    assert absolute_storage("file:///data/my%20runs") == "/data/my runs"
-    assert compose("digits", ["storage_path=runs"]).storage_path == f"{tmp_path}/runs"
-
-
-def test_a_relative_storage_is_refused_in_a_ray_job(monkeypatch):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    said = refusal("digits", "storage_path=runs")
-    assert said.startswith("storage_path = 'runs': must be absolute in a Ray job")
-    assert compose("digits", ["storage_path=/data/runs"]).storage_path == "/data/runs"
-    assert compose("digits", ["storage_path=gs://b/r"]).storage_path == "gs://b/r"
-    assert compose("digits").storage_path.startswith("/")  # ~ is absolute
-
-
-RELATIVE = [
-    ("storage_path=runs", "storage_path = 'runs': must be absolute in a Ray job"),
-    ("data.root=.data", "data.root = '.data': must be absolute in a Ray job"),
-    ("data.extra=more.npz", "data.extra = 'more.npz': must be absolute in a Ray job"),
-    ("tracking.uri=sqlite:///mlflow.db", "tracking.uri = 'sqlite:///mlflow.db': must name an abs"),
-]
-
-
-@pytest.mark.parametrize(("item", "reason"), RELATIVE)
-def test_no_relative_path_reaches_into_the_folder_of_a_job(monkeypatch, item, reason):
-    """Nor does one that is to be sent: `as_in_job` judges it here as it will be judged there."""
-    recipe = "cifar10_resnet18"
-    compose(recipe, [item])
-    with as_in_job():
-        assert refusal(recipe, item).startswith(reason)
-    compose(recipe, [item])
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    said = refusal(recipe, item)
-    assert said.startswith(reason)
-    assert "the job's working directory vanishes with it" in said
-    for absolute in ("data.root=/data", "data.root=~/data", "tracking.uri=sqlite:////d/mlflow.db"):
-        compose(recipe, [absolute])
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("MOREL_DATA_ROOT", ".data"), ("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")],
-)
-def test_nor_does_one_of_the_environment(monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
-    compose("digits")
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert refusal("digits").startswith(f"{name} = '{value}': must ")
-
-
-def test_tracking_uri(monkeypatch):
-    local = compose("digits", ["storage_path=/data/runs"])
-    assert tracking_uri(local) == "sqlite:////data/runs/mlflow.db"
-    remote = compose("digits", ["storage_path=s3://b/runs"])
-    with pytest.raises(ConfigError, match=r"^tracking\.uri = None: needed with storage_path"):
-        tracking_uri(remote)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment:5000")
-    assert tracking_uri(local) == tracking_uri(remote) == "http://from-environment:5000"
-    chosen = compose("digits", ["tracking.uri=http://chosen:5000"])
-    assert tracking_uri(chosen) == "http://chosen:5000"
 
 
 # --- the key of the science ----------------------------------------------------------------------
