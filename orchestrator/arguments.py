@@ -12,7 +12,7 @@ from morel_core.errors import MorelError
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    something failed that was not foreseen (--debug shows the traceback)
+  1    something failed that was not foreseen: a traceback, and one line
   2    wrong input or a missing resource: one line on standard error says what to do
   3    the run diverged, no trial of the search was measured, a campaign lacks replicates, or a run
        came out differently when it was reproduced

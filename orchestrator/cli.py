@@ -15,6 +15,7 @@ from orchestrator.ending import terminable
 from orchestrator.failures import failure_reason
 from orchestrator.masking import masked
 
+UNFORESEEN = 1
 INTERRUPTED = 130
 
 
@@ -60,12 +61,15 @@ def main(argv: Sequence[str]) -> int:
         reason = str(error) or "interrupted; the same command with the same name resumes it"
         return fail(arguments, reason, INTERRUPTED)
     except Exception as error:
-        return fail(arguments, f"{type(error).__name__}: {first_line(error)} (see --debug)", 1)
+        return fail(arguments, f"{type(error).__name__}: {first_line(error)}", UNFORESEEN)
 
 
 def fail(arguments: argparse.Namespace, message: str, code: int) -> int:
-    """One line on standard error (and the traceback with --debug); returns ``code``."""
-    if arguments.debug and code != INTERRUPTED:
+    """One line on standard error, the last of it; returns ``code``.
+
+    Before it the traceback of what nobody foresaw, which may not happen again, or with --debug.
+    """
+    if (arguments.debug or code == UNFORESEEN) and code != INTERRUPTED:
         import traceback
 
         print(masked(traceback.format_exc()), file=sys.stderr)

@@ -22,7 +22,7 @@ def saved_trials(folder: str) -> list[Any]:
     if not seals.check(folder):
         return []
     try:
-        return list(ExperimentAnalysis(folder).trials or [])
+        return list(_State(folder).trials or [])
     except Exception as error:
         raise unreadable(folder) from error
 
@@ -34,6 +34,13 @@ def unreadable(folder: str) -> MorelError:
         "was written; move the newest experiment_state-*, search_gen_state-* and searcher-state-* "
         "away to go on from the ones before (without any, trials are trained anew in their records)"
     )
+
+
+class _State(ExperimentAnalysis):
+    """Tune's state without each trial's reports, which no logger of Tune's wrote."""
+
+    def _fetch_trial_dataframes(self) -> dict[str, Any]:
+        return {}
 
 
 class TrialSource(SearchGenerator):

@@ -214,9 +214,11 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
 
 
 def test_training_never_waits(outages: Outages) -> None:
-    """Epochs follow each other as fast without the server as with it.
+    """Epochs go on without the server.
 
-    One that waited would be missing from the whole outage: a single long one is the machine's.
+    One that waited for it would be the only one of its outage, however fast the machine; one that
+    waited for a time-out would be longer than others by that. How fast they are is printed, and no
+    more: beside other tests an epoch takes what they leave it.
     """
     assert outages.ended["back"][0] == 0, outages.ended["back"][1]
     times = [e["time"] for e in journal(outages.storage, "back") if e["kind"] == "epoch"]
@@ -230,11 +232,8 @@ def test_training_never_waits(outages: Outages) -> None:
     print(f"largest {max(outside):.2f}; without: median {statistics.median(inside):.2f}", end=", ")
     print(f"largest {max(inside):.2f}; everything there {outages.recovered_s} s after its return")
     for began, end in outages.away.values():
-        assert (
-            sum(began < time < end for time in times) * statistics.median(outside)
-            > (end - began) / 2
-        )
-    assert statistics.median(inside) < 2 * statistics.median(outside)
+        assert sum(began < time < end for time in times) > (end - began) / 3
+    assert statistics.median(inside) < statistics.median(outside) + 1
 
 
 def test_everything_arrives_in_order_and_once(outages: Outages) -> None:
