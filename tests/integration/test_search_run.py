@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,29 @@ def test_report_of_a_search_shows_its_winners_pictures(
     parent = recorded.one(shared_storage, "asha")
     files = recorded.client(shared_storage).list_artifacts(parent.info.run_id)
     assert "report.html" in {file.path for file in files}
+
+
+def test_a_report_without_checkpoints_shows_the_model_in_mlflow(
+    asha: SearchResult, shared_storage: Path, tmp_path: Path
+) -> None:
+    """The same pictures, and it says whose they are."""
+    folder, away = shared_storage / "asha", tmp_path / "away"
+    out = tmp_path / "with.html", tmp_path / "without.html"
+    command = ["report", "--search", "asha", f"storage_path={shared_storage}", "--out"]
+    assert main([*command, str(out[0])]) == 0
+    folder.rename(away)
+    try:
+        assert main([*command, str(out[1])]) == 0
+    finally:
+        away.rename(folder)
+    here, without = (re.findall(r'src="(data:image/png[^"]*)"', file.read_text()) for file in out)
+    assert len(here) == 3 * 6
+    assert here == without
+    sources = "its checkpoint", "the exported model in MLflow"
+    for file, source in zip(out, sources, strict=True):
+        assert [name in file.read_text() for name in sources] == [
+            name == source for name in sources
+        ]
 
 
 def test_a_trial_that_never_met_the_test_set_is_registered_from_its_checkpoint(
