@@ -103,6 +103,14 @@ def accuracy_table(metrics: Mapping[str, float]) -> str:
     return table(["accuracy", "% [95 %]", "measured with"], rows) if rows else ""
 
 
+def renewed(note: str, before: Mapping[str, float], now: Mapping[str, float]) -> str:
+    """A note that was written with the metrics ``before``, with those that there are ``now``."""
+    for part in (headline, accuracy_table):
+        if old := part(before):
+            note = note.replace(old, part(now))
+    return note
+
+
 def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown; MLflow leaves no room between columns by itself."""
     lines = [f"| {f'{GAP} | '.join(line)}{GAP} |" for line in [heading, *rows]]

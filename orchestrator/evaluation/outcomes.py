@@ -17,6 +17,8 @@ from orchestrator.config import RunConfig, with_overrides
 from orchestrator.evaluation.shards import file_name
 from orchestrator.evaluation.targets import Target
 from orchestrator.lease import LeaseHeldError, held
+from orchestrator.notes import counted, renewed
+from orchestrator.tracking.recorder import Past
 
 WORST = "worst_case"
 LONGEST_LABEL = 80  # of attacks' names in a file's name
@@ -120,16 +122,21 @@ def record(evaluation: Evaluation) -> str:
 
 def _record(evaluation: Evaluation, run_id: str, config: RunConfig) -> None:
     target = evaluation.target
+    metrics = records.test_metrics(evaluation.result.record())
     recorder = records.open_recorder(config)
     try:
+        past = recorder.past.get(run_id, Past())
+        images = config.evaluation.num_images or config.data.holdout
+        before, now = (counted(m, images) for m in (past.metrics, past.metrics | metrics))
         recorder.finish(
             run_id,
             status=target.status,
             stop_reason=target.stop_reason,
-            metrics=records.test_metrics(evaluation.result.record()),
+            metrics=metrics,
             tags=warning_tags(target.warnings, evaluation.findings or ()),
             texts={f"evaluation/{evaluation.stem}.json": json.dumps(evaluation.record(), indent=2)},
             artifacts={f"evaluation/{evaluation.stem}.parquet": evaluation.files["parquet"]},
+            note=renewed(past.note, before, now) if past.note else None,
         )
     finally:
         recorder.close()

@@ -60,6 +60,10 @@ class Past:
     state: str = ""
     """The tag ``morel.state`` of its end; empty while it goes on."""
     stop_reason: str = ""
+    metrics: dict[str, float] = field(default_factory=lambda: dict[str, float]())
+    """All that it was finished with, and that was added since."""
+    note: str = ""
+    """The last one."""
 
     def add(self, event: Event) -> None:
         """Take in the run's next event."""
@@ -68,9 +72,12 @@ class Past:
             self.params = event.payload["params"]
         elif event.kind == "epoch":
             self.state = self.stop_reason = ""
-        elif event.kind == "final" and "morel.state" in event.payload["tags"]:
-            self.state = event.payload["tags"]["morel.state"]
-            self.stop_reason = event.payload["stop_reason"]
+        elif event.kind == "final":
+            self.metrics |= event.payload["metrics"]
+            self.note = event.payload.get("note") or self.note
+            if "morel.state" in event.payload["tags"]:
+                self.state = event.payload["tags"]["morel.state"]
+                self.stop_reason = event.payload["stop_reason"]
 
 
 class Replay(NamedTuple):

@@ -16,6 +16,7 @@ from orchestrator.config import RunConfig
 from orchestrator.evaluate import Request, choose_attacks, evaluate_target
 from orchestrator.evaluation import targets
 from orchestrator.evaluation.targets import find_run, find_target
+from orchestrator.notes import train_note
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
 
@@ -287,3 +288,36 @@ def test_numbers_of_a_recorded_run_are_added_to_it_and_its_end_stays(
     # A part's numbers do not take the place of the whole's.
     assert part.payload["metrics"]["test_first10.images"] == 10
     assert not part.payload["metrics"].keys() & metrics.keys()
+
+
+def test_the_note_of_a_run_says_what_was_measured_since(recorded, tracking, tmp_path, monkeypatch):
+    def opened(config):
+        return Recorder(Journal(str(tmp_path / "journal")), MemoryTracker())
+
+    monkeypatch.setattr(records, "open_recorder", opened)
+    target = find_target("alone", tracking, {"storage_path": str(tmp_path)})
+    metrics = {"best.holdout.clean": 0.5, "best.holdout.robust.pgd9": 0.25, "train.seconds": 3.0}
+    note = train_note(target.config, metrics, stop_reason="diverged in epoch 2", device="cpu")
+    assert note.startswith("Robust accuracy 25.0 % (pgd9, ")
+    first = opened(None)
+    first.finish("alone", status="FAILED", stop_reason="", metrics=metrics, note=note)
+    first.close()
+    evaluate_target(target, quiet("fgsm"))
+    once = opened(None).past["alone"].note
+    evaluate_target(target, quiet("pgd2"))
+    twice = opened(None).past["alone"].note
+    rest = note.partition("not verified.")[2].partition("| accuracy")[0]
+    assert rest in once
+    assert rest in twice
+    assert once.startswith("Robust accuracy ")
+    assert "(fgsm_linf_0.05, 20 test images)" in once.splitlines()[0]
+    rows = [line.split("|")[3].strip() for line in twice.splitlines() if line.startswith("| ")]
+    assert rows == [
+        "measured with",
+        ":---",
+        "fgsm_linf_0.05, 20 test images",
+        "pgd2_linf_0.05, 20 test images",
+        "20 test images",
+        "pgd9, 30 held-out images, best epoch",
+        "30 held-out images, best epoch",
+    ]
