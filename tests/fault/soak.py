@@ -8,7 +8,7 @@ none lost and none doubled, in Tune's state, journal and MLflow.
 
 A trial is tried again `scaling.max_failures` times after its process was lost; so the processes of
 a search's trials are killed that often, alone or with their node, and its drivers are ended as
-often, so that it comes to an end. All else comes as often as it does.
+often, so that it comes to an end. Of what there is to break comes what came least so far.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Soak:
                 driver = self.start(command)
                 continue
             possible = self.random.sample(left(had), k=len(left(had)))
+            possible.sort(key=(self.outcome.faults + had).__getitem__)
             fault = next(f for f in possible if getattr(self, f"fault_{f}")(command, driver))
             had[fault] += 1
             print(f"{name}: {fault} after {time.monotonic() - began:.0f} s", flush=True)
