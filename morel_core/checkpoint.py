@@ -115,7 +115,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def load_progress(folder: Path) -> dict[str, Any]:
     """The JSON part of a verified checkpoint."""
     verify(folder, "progress.json")
-    return json.loads((folder / "progress.json").read_text())
+    path = folder / "progress.json"
+    try:
+        progress = json.loads(path.read_text())
+    except ValueError as error:
+        raise MorelError(f"{path}: not JSON: {error}") from None
+    if not isinstance(progress, dict):
+        raise MorelError(f"{path}: not a JSON object")
+    return cast(dict[str, Any], progress)
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:

@@ -174,6 +174,10 @@ def _runs(folder: str) -> dict[str, _Run]:
     runs: dict[str, _Run] = {}
     for event in Journal(f"{folder}/journal").events():
         run = runs.setdefault(event.run_id, _Run(event.run_id, None, {}))
+        if event.kind in ("start", "epoch", "progress"):  # it goes on, and with it its search
+            for going_on in (run, next(iter(runs.values()))):
+                going_on.ended = False
+                going_on.tags.pop("morel.state", None)
         if event.kind in ("start", "final"):
             run.tags |= event.payload["tags"]
         if event.kind == "start" and NUMBER in run.tags:

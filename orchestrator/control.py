@@ -47,13 +47,16 @@ def stops_asked(names: list[str]) -> set[int]:
 
 
 def requests(folder: str) -> list[str]:
-    """Names of all requests; whatever else lies there is not looked at."""
-    return storage.names(f"{folder}/control")
+    """Names of all requests; raises OSError where the storage is away."""
+    return storage.names(f"{folder}/control", patient=False)
 
 
 def forget_pause(folder: str) -> None:
     """It was heard, or nobody was there to hear it."""
-    storage.delete(f"{folder}/control/{PAUSE}")
+    try:
+        storage.delete(f"{folder}/control/{PAUSE}")
+    except OSError as error:
+        _logger.warning("the request to pause in %s stays there: %s", folder, error)
 
 
 def _ask(folder: str, name: str) -> None:

@@ -46,7 +46,13 @@ def check_identity(
     if text is None:
         storage.write(path, json.dumps({**now, CODE: code}, indent=2).encode())
         return ""
-    noted: dict[str, Any] = json.loads(text)
+    try:
+        noted: dict[str, Any] = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise MorelError(
+            f"{path}: what this run is cannot be read ({error}): take another name (name=…), or move "
+            "the file away, and the next command notes what it runs"
+        ) from None
     before_code: dict[str, str] | None = noted.pop(CODE, None)  # older files have none
     forced: list[str] = noted.pop(CHANGES, [])
     kept = {

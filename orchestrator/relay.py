@@ -6,6 +6,7 @@ a thread of the driver.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ from orchestrator.tracking import Recorder
 OnEpoch = Callable[[Mapping[str, Any]], None]
 END = "end"
 VALIDATED, FAILED = "validated", "failed"
+RETRY_S = 5.0
+
+_logger = logging.getLogger(__name__)
 
 
 class Relay(UserCallback):
@@ -44,11 +48,15 @@ class Relay(UserCallback):
 class Listener:
     """Takes what arrives into the journal and onto the screen, until `close`.
 
+    What the journal does not take, as its storage is away, is tried again until then: training goes
+    on meanwhile. What cannot be shown ends the showing, and nothing else.
+
     Attributes:
         queue: for the other end.
         last: the newest report; None before the first.
         failures: of validations, by epoch.
         saved: unix seconds at which the newest checkpoint was heard of.
+        error: why the newest report is not recorded; None if it is.
     """
 
     def __init__(
@@ -59,6 +67,8 @@ class Listener:
         self.failures: dict[int, str] = {}
         self._said: dict[str, str] = {}
         self.saved = 0.0
+        self.error: Exception | None = None
+        self._given_up = threading.Event()
         self._config = config
         self._recorder = recorder
         self._run_id = run_id
@@ -67,29 +77,44 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Nothing more will come: take in what is still on its way."""
+        """Nothing more will come: take in what is still on its way, as far as that is possible."""
         self.queue.put(END)
         self._thread.join(timeout=records.DELIVERY_S)
+        self._given_up.set()
 
     def _listen(self) -> None:
-        while True:
-            report = self.queue.get()
-            if report == END:
-                return
-            if VALIDATED in report:
-                self._epoch(report[VALIDATED], part="validation")
-            elif FAILED in report:
-                self._not_measured(**report[FAILED])
-            else:
-                self._say(str(report.get(DAMAGED, "")))
-                for metrics in report["epochs"]:
-                    if "workers" in metrics:
-                        self._say(self._workers(int(metrics["workers"])))
-                    self._epoch(metrics)
-                self._say(self._about_batchnorm(report))
-                self.last = report
-                if report["checkpoint_path"]:
-                    self.saved = time.time()
+        while (report := self.queue.get()) != END:
+            while not self._is_taken(report):
+                if self._given_up.wait(RETRY_S):
+                    return
+
+    def _is_taken(self, report: Mapping[str, Any]) -> bool:
+        """Whether a report could be recorded; ``error`` says why not."""
+        try:
+            self._take(report)
+        except Exception as error:
+            if self.error is None:
+                _logger.warning("%s (it is tried again)", error)
+            self.error = error
+        else:
+            self.error = None
+        return self.error is None
+
+    def _take(self, report: Mapping[str, Any]) -> None:
+        if VALIDATED in report:
+            self._epoch(report[VALIDATED], part="validation")
+        elif FAILED in report:
+            self._not_measured(**report[FAILED])
+        else:
+            self._say(str(report.get(DAMAGED, "")))
+            for metrics in report["epochs"]:
+                if "workers" in metrics:
+                    self._say(self._workers(int(metrics["workers"])))
+                self._epoch(metrics)
+            self._say(self._about_batchnorm(report))
+            self.last = dict(report)
+            if report["checkpoint_path"]:
+                self.saved = time.time()
 
     def _epoch(self, metrics: Mapping[str, Any], part: str = "") -> None:
         attack = records.measured_with(self._config, metrics)
@@ -119,5 +144,10 @@ class Listener:
         self._show({"epoch": epoch, "not_measured": reason})
 
     def _show(self, metrics: Mapping[str, Any]) -> None:
-        if self._on_epoch is not None:
+        if self._on_epoch is None:
+            return
+        try:
             self._on_epoch(metrics)
+        except Exception:
+            _logger.exception("epochs cannot be shown any longer; the run goes on")
+            self._on_epoch = None

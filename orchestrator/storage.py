@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -226,18 +228,24 @@ def read(path: str) -> bytes | None:
 
 
 def read_text(path: str) -> str | None:
-    """The text of a file, or None if there is none."""
+    """The text of a file, or None if there is none; what is no text has marks in its place."""
     content = read(path)
-    return None if content is None else content.decode()
+    return None if content is None else content.decode(errors="replace")
 
 
-def names(folder: str) -> list[str]:
-    """Names of the files and folders in ``folder``, sorted; none where there is no such folder."""
+def names(folder: str, *, patient: bool = True) -> list[str]:
+    """Names of the files and folders in ``folder``, sorted; none where there is no such folder.
+
+    Who is not ``patient`` does not wait for a store that is away.
+    """
     from pyarrow.fs import FileSelector
 
-    system, inside = open_filesystem(folder)
-    found = system.get_file_info(FileSelector(inside, allow_not_found=True))
-    return sorted(info.base_name for info in found)
+    def once() -> list[str]:
+        system, inside = open_filesystem(folder)
+        found = system.get_file_info(FileSelector(inside, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    return patiently(once) if patient and is_remote(folder) else once()
 
 
 def delete(path: str) -> None:
@@ -257,13 +265,20 @@ def remove(folder: str) -> None:
 
 
 def local_copy(location: str) -> Path:
-    """A local folder with the content of ``location``; a local path as it is."""
+    """A local path as it is; of what lies in a store a copy, which goes with this process."""
     if not is_remote(location):
         return Path(location)
-    from pyarrow.fs import copy_files
+    from pyarrow.fs import LocalFileSystem, copy_files
 
     folder = Path(tempfile.mkdtemp(prefix="morel-copy-"))
-    copy_files(location, folder.as_uri())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    system, inside = open_filesystem(location)
+    here = LocalFileSystem()
+    patiently(
+        lambda: copy_files(
+            inside, str(folder), source_filesystem=system, destination_filesystem=here
+        )
+    )
     return folder
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
@@ -30,10 +30,8 @@ from orchestrator.recovery import drop_torn_snapshot
 from orchestrator.retries import in_more_slices, retry_tags
 from orchestrator.staging import stage
 from orchestrator.tracking import Recorder
+from orchestrator.tracking.recorder import Past
 from orchestrator.validate import check_fits
-
-if TYPE_CHECKING:
-    from orchestrator.relay import Listener
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 # A resumed run may go on elsewhere, with more workers, and for longer.
@@ -62,22 +60,23 @@ class Pause:
     """What `morel stop` asks of a run: it ends when its workers have saved once more.
 
     Args:
-        config: of the run.
-        listener: hears the workers' reports.
+        folder: of the run.
     """
 
-    def __init__(self, config: RunConfig, listener: Listener) -> None:
-        self.folder = f"{config.storage_path}/{config.name}"
-        self.listener = listener
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
         self.asked: float | None = None
-        control.forget_pause(self.folder)  # asked of an earlier driver
 
-    def look(self) -> None:
-        """Raise `Paused` if that was asked for, and the workers have saved since."""
+    def look(self, saved: float) -> None:
+        """Raise `Paused` if that was asked for, and the workers have saved since.
+
+        Args:
+            saved: unix seconds at which their newest checkpoint was heard of.
+        """
         if self.asked is None:
             if control.is_paused(self.folder):
                 self.asked = time.time()
-        elif self.listener.saved > self.asked or time.time() - self.asked > control.GRACE_S:
+        elif saved > self.asked or time.time() - self.asked > control.GRACE_S:
             control.forget_pause(self.folder)
             raise Paused("paused by morel stop; the same command goes on")
 
@@ -134,6 +133,7 @@ def train(
     if cluster_address(config) is None:
         _check_resources(config, *local_resources())
     with held(f"{config.storage_path}/{config.name}", config.cluster.lease_s) as fence:
+        control.forget_pause(fence.folder)  # asked of an earlier driver
         return _train(config, fence, on_epoch, on_start, force_code, tags)
 
 
@@ -210,13 +210,15 @@ def _fit(
 
     from orchestrator import measuring
 
+    before = recorder.past.get(run_id, Past())
     started = time.perf_counter()
     own = config
     config, trained = _run_to_the_end(config, given, recorder, run_id, on_epoch)
     last = trained.last
     metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
+    went_on = int(last.get("epoch", 0)) > before.epoch
     metrics |= {
-        "train.seconds": time.perf_counter() - started,
+        "train.seconds": before.seconds + went_on * (time.perf_counter() - started),
         "train.images_per_second": float(last.get("images_per_second", 0.0)),
     }
     exported: records.Exported | None = None
@@ -273,10 +275,11 @@ def _run_to_the_end(
     counts losses since the last epoch that was reported.
     """
     own, failures, reached = config, 0, 0
+    pause = Pause(f"{config.storage_path}/{config.name}")
     retries: list[str] = []
     while True:
         try:
-            trained = _run_workers(config, given, recorder, run_id, on_epoch)
+            trained = _run_workers(config, given, recorder, run_id, on_epoch, pause)
             return config, dataclasses.replace(trained, retries=tuple(retries))
         except OutOfMemory as error:
             if config is not own:
@@ -302,6 +305,7 @@ def _run_workers(
     recorder: Recorder,
     run_id: str,
     on_epoch: OnEpoch | None,
+    pause: Pause,
 ) -> Trained:
     """Ray Train from the last checkpoint, if there is one, to the end."""
     from ray import train as ray_train
@@ -334,7 +338,7 @@ def _run_workers(
     )
     try:
         with address_passed_on(), watched_for_hanging(config.scaling):
-            result = interruptible(trainer.fit, Pause(config, listener).look)
+            result = interruptible(trainer.fit, lambda: pause.look(listener.saved))
     except Exception as error:
         reason = failure_reason(error)
         said = f"run {run_id!r} failed: {reason}"
@@ -351,6 +355,11 @@ def _run_workers(
         raise WorkersLost(said, epoch=epoch) from error
     finally:
         listener.close()
+    if listener.error is not None:
+        raise MorelError(
+            f"run {run_id!r} is trained, but its last epochs are not recorded: {listener.error}; "
+            "the same command records them from its checkpoint"
+        ) from listener.error
     if result.checkpoint is None:
         raise MorelError(f"run {run_id!r} ended without a checkpoint")
     last, checkpoint = listener.last or dict(result.metrics or {}), result.checkpoint

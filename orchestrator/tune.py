@@ -11,7 +11,7 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import ConfigError
-from orchestrator import records, storage
+from orchestrator import control, records, storage
 from orchestrator.cluster import (
     cluster_address,
     driver_resources,
@@ -95,6 +95,7 @@ def tune(
     if cluster_address(base) is None:
         check_resources(search, *local_resources())
     with held(f"{base.storage_path}/{base.name}", base.cluster.lease_s) as fence:
+        control.forget_pause(fence.folder)  # asked of an earlier driver
         return _tune(search, fence, view, force_code)
 
 

@@ -18,7 +18,6 @@ from orchestrator.evaluation.shards import file_name
 from orchestrator.evaluation.targets import Target
 from orchestrator.lease import LeaseHeldError, held
 from orchestrator.notes import counted, renewed
-from orchestrator.tracking.recorder import Past
 
 WORST = "worst_case"
 LONGEST_LABEL = 80  # of attacks' names in a file's name
@@ -103,7 +102,8 @@ def to_parquet(evaluation: Evaluation) -> bytes:
 def record(evaluation: Evaluation) -> str:
     """Add an evaluation's numbers, files and warnings to its run in MLflow.
 
-    Returns why that was not possible, where another driver writes the run's journal.
+    Returns why MLflow has not got them, empty if it has: another driver writes the run's journal,
+    the run is not in this storage, or MLflow is away.
     """
     target = evaluation.target
     assert target.run_id is not None
@@ -112,20 +112,22 @@ def record(evaluation: Evaluation) -> str:
     while True:
         try:
             with held(f"{config.storage_path}/{config.name}", config.cluster.lease_s):
-                _record(evaluation, target.run_id, config)
-            return ""
+                return _record(evaluation, target.run_id, config)
         except LeaseHeldError as error:
             if time.monotonic() > deadline:
                 return f"{error}; the same command records it without measuring again"
             time.sleep(1.0)  # another evaluation's moment of recording passes
 
 
-def _record(evaluation: Evaluation, run_id: str, config: RunConfig) -> None:
+def _record(evaluation: Evaluation, run_id: str, config: RunConfig) -> str:
     target = evaluation.target
     metrics = records.test_metrics(evaluation.result.record())
     recorder = records.open_recorder(config)
     try:
-        past = recorder.past.get(run_id, Past())
+        past = recorder.past.get(run_id)
+        if past is None:
+            folder = f"{config.storage_path}/{config.name}"
+            return f"{folder} holds no journal of {run_id}: write storage_path=… where the run is"
         images = config.evaluation.num_images or config.data.holdout
         before, now = (counted(m, images) for m in (past.metrics, past.metrics | metrics))
         recorder.finish(
@@ -139,7 +141,10 @@ def _record(evaluation: Evaluation, run_id: str, config: RunConfig) -> None:
             note=renewed(past.note, before, now) if past.note else None,
         )
     finally:
-        recorder.close()
+        pending = recorder.close(records.DELIVERY_S)
+    if recorder.rejected:
+        return f"MLflow refuses it: {recorder.rejected[0].reason}"
+    return f"MLflow is away; morel sync {config.name} delivers it" if pending else ""
 
 
 def warning_tags(before: str, findings: Sequence[Finding]) -> dict[str, str]:

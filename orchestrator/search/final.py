@@ -43,7 +43,7 @@ def measure_on_test(
         (done,), _ = ray.wait(list(running), num_returns=1)
         trial = running.pop(done)
         try:
-            measured = records.store_export(_folder(search, trial, winner), ray.get(done))
+            measured = records.store_export(_folder(search, trial), ray.get(done))
         except Exception as error:  # a finished search is not lost for it
             trial.untested = failure_reason(error)
             continue
@@ -102,10 +102,9 @@ def _record(
     )
 
 
-def _folder(search: SearchConfig, trial: Trial, winner: Trial | None) -> str:
-    """Where a network's exported model goes."""
-    place = "winner" if trial is winner else f"tested/{_stem(trial)}"
-    return f"{search.base.storage_path}/{search.base.name}/{place}"
+def _folder(search: SearchConfig, trial: Trial) -> str:
+    """Where a network's exported model goes: its own place, whoever wins when the search grows."""
+    return f"{search.base.storage_path}/{search.base.name}/tested/{_stem(trial)}"
 
 
 def _place(search: SearchConfig, trial: Trial) -> str:

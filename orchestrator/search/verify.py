@@ -21,6 +21,7 @@ from orchestrator.search.space import SearchConfig
 from orchestrator.search.trials import Trial, TrialBook, run_of
 from orchestrator.search.twins import Twins
 from orchestrator.tracking import Recorder
+from orchestrator.tracking.recorder import Past
 
 
 def verify_candidates(search: SearchConfig, book: TrialBook, twins: Twins | None = None) -> None:
@@ -72,9 +73,12 @@ def standing(verified: Verified) -> str:
 def record_verified(
     search: SearchConfig, trials: Sequence[Trial], winner: Trial | None, recorder: Recorder
 ) -> None:
-    """Add what verification found to each candidate's run, and why it lost."""
+    """Add what verification found to each candidate's run, and why it lost.
+
+    So it is with the winner of an earlier command, where the search has grown since.
+    """
     for trial in trials:
-        if not trial.standing:
+        if not (trial.standing or recorder.past.get(trial.run_id, Past()).won):
             continue
         lost, verified = why_lost(trial, winner), trial.verified
         tags = {"morel.lost": lost, "morel.winner": str(trial is winner).lower()}

@@ -27,7 +27,8 @@ from orchestrator.search.trials import TrialBook
 POLL_S = 1.0
 WRITE_S = 2.0
 QUIET = 20.0
-"""The status is written at most so seldom that it takes one part in so many of the time."""
+"""The status is written so seldom that it takes one part in so many of the time, as long as nobody
+takes the driver for dead."""
 
 _logger = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ class Watch:
         finally:
             if main:
                 signal.signal(signal.SIGINT, before)
-        if self.interrupted:
+        self.state = "trained"  # a pause that is asked for from now on interrupts
+        if self.interrupted or self.pausing is not None:
             raise KeyboardInterrupt
 
     # --- the whole command ------------------------------------------------------------------------
@@ -158,7 +160,6 @@ class Watch:
     @contextmanager
     def watching(self) -> Generator[None]:
         """Inside, requests are heard and the status is kept; it says at last how this ended."""
-        control.forget_pause(self.folder)  # asked of an earlier driver
         thread = threading.Thread(target=self._run, name="morel-watch", daemon=True)
         thread.start()
         try:
@@ -185,14 +186,15 @@ class Watch:
                 _logger.warning("the status cannot be written: %s", error)
 
     def _run(self) -> None:
-        written, took = 0.0, 0.0
+        written, pause = 0.0, WRITE_S
         while not self._ended.is_set():
             try:
                 self._listen()
-                if time.monotonic() - written >= max(WRITE_S, QUIET * took):
+                if time.monotonic() - written >= pause:
                     written = time.monotonic()
                     self._write()
                     took = time.monotonic() - written
+                    pause = min(max(WRITE_S, QUIET * took), status.STALE_S / 2)
             except Exception as error:  # the search is not to end for it, nor to go unwatched
                 _logger.warning("the status or requests of %s: %s", self.folder, error)
             self._ended.wait(POLL_S)

@@ -117,8 +117,8 @@ class Journal:
 
     def _add(self, event: Event) -> str:
         line = event.to_json()
-        storage.check_guard(self.root)
         try:
+            storage.check_guard(self.root)
             self._store.append(line.encode(), event.writer)
         except OSError as error:
             self._keys = None  # it may be there all the same

@@ -64,6 +64,12 @@ class Past:
     """All that it was finished with, and that was added since."""
     note: str = ""
     """The last one."""
+    won: bool = False
+    """Its newest tag ``morel.winner``."""
+    epoch: int = 0
+    """The last one that was reported."""
+    seconds: float = 0.0
+    """Spent training up to then, as far as that is recorded."""
 
     def add(self, event: Event) -> None:
         """Take in the run's next event."""
@@ -72,9 +78,15 @@ class Past:
             self.params = event.payload["params"]
         elif event.kind == "epoch":
             self.state = self.stop_reason = ""
+            metrics = event.payload["metrics"]
+            self.epoch = max(self.epoch, int(event.payload["epoch"]))
+            self.seconds += metrics.get("seconds", 0.0) + metrics.get("seconds_evaluation", 0.0)
         elif event.kind == "final":
             self.metrics |= event.payload["metrics"]
             self.note = event.payload.get("note") or self.note
+            self.seconds = event.payload["metrics"].get("train.seconds", self.seconds)
+            if "morel.winner" in event.payload["tags"]:
+                self.won = event.payload["tags"]["morel.winner"] == "true"
             if "morel.state" in event.payload["tags"]:
                 self.state = event.payload["tags"]["morel.state"]
                 self.stop_reason = event.payload["stop_reason"]

@@ -128,3 +128,25 @@ def test_a_kept_trial_whose_recorded_checkpoint_is_not_there_is_left_alone(searc
     (search / "trial_t1" / "checkpoint_000002").rename(search / "trial_t1" / "elsewhere")
     clean(str(search), [], delete=True)
     assert "trial_t1/checkpoint_000001" in left(search)
+
+
+def goes_on(journal, run_id, epoch):
+    journal.append(run_id, "epoch", f"epoch:{epoch}", {"epoch": epoch, "metrics": {}})
+
+
+def test_a_run_that_goes_on_after_its_end_is_left_alone(tmp_path):
+    """Its newer checkpoints are what it goes on from."""
+    test_a_single_run_keeps_its_recorded_checkpoint(tmp_path)
+    goes_on(Journal(f"{tmp_path}/run/journal"), "run", 3)
+    with pytest.raises(MorelError, match="only what has finished is cleaned"):
+        clean(f"{tmp_path}/run", [], delete=True)
+
+
+def test_a_search_that_has_grown_is_left_alone_until_its_end(search):
+    """Its new trials are not verified yet."""
+    journal = Journal(f"{search}/journal")
+    begin(journal, "hunt/t6", "hunt", **{"morel.number": "6", "morel.search": "hunt"})
+    goes_on(journal, "hunt/t6", 1)
+    end(journal, "hunt/t6", **{"morel.state": "finished"})
+    with pytest.raises(MorelError, match="only what has finished is cleaned"):
+        clean(str(search), [], delete=True)

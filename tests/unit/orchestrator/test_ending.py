@@ -11,6 +11,7 @@ import time
 import pytest
 
 from orchestrator import control, ending, storage
+from orchestrator.train import Pause
 
 COMMAND = """
 import sys, time
@@ -78,10 +79,23 @@ def test_a_handler_that_was_there_is_there_again():
 
 
 def test_a_storage_that_is_away_asks_for_no_pause(monkeypatch):
-    def away(folder):
+    def away(path):
         raise OSError("the store is away")
 
-    monkeypatch.setattr(storage, "names", away)
+    monkeypatch.setattr(storage, "open_filesystem", away)
     began = time.monotonic()
     assert not control.is_paused("s3://runs/hunt")
+    control.forget_pause("s3://runs/hunt")
     assert time.monotonic() - began < 1
+
+
+def test_a_pause_outlives_workers_that_are_lost(tmp_path):
+    """It was asked of the run, not of its workers."""
+    pause = Pause(str(tmp_path))
+    pause.look(saved=0.0)
+    control.ask_pause(str(tmp_path))
+    pause.look(saved=time.time())
+    pause.look(saved=0.0)  # of others, which have not saved yet
+    with pytest.raises(ending.Paused, match="the same command goes on"):
+        pause.look(saved=time.time() + 1)
+    assert control.requests(str(tmp_path)) == []

@@ -270,12 +270,15 @@ def test_numbers_of_a_recorded_run_are_added_to_it_and_its_end_stays(
         opened.append(config.name)
         return Recorder(Journal(str(tmp_path / "journal")), tracker)
 
+    began = Recorder(Journal(str(tmp_path / "journal")), MemoryTracker())
+    began.start_run(run_id, name=run_id, params={}, config={})
+    began.close()
     monkeypatch.setattr(records, "open_recorder", open_recorder)
     target = find_target(name, tracking, {"storage_path": str(tmp_path)})
     evaluation = evaluate_target(target, quiet("fgsm"))
     evaluate_target(target, quiet("fgsm", num_images=10))
     assert opened == [journal, journal]
-    whole, part = tracker.applied
+    whole, part = [event for event in tracker.applied if event.kind == "final"]
     assert (whole.run_id, whole.kind) == (run_id, "final")
     assert (whole.payload["status"], whole.payload["stop_reason"]) == end
     metrics = whole.payload["metrics"]
@@ -321,3 +324,14 @@ def test_the_note_of_a_run_says_what_was_measured_since(recorded, tracking, tmp_
         "pgd9, 30 held-out images, best epoch",
         "30 held-out images, best epoch",
     ]
+
+
+def test_another_storage_than_the_runs_records_nothing_and_says_so(
+    recorded, tracking, tmp_path, capsys
+):
+    """A second journal of the run would pass for its first."""
+    command = ["evaluate", "alone", "--attacks", "fgsm", "--no-checks"]
+    assert cli.main([*command, f"storage_path={tmp_path}/elsewhere"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path}/elsewhere/alone holds no journal of alone: write storage_path=" in said
+    assert not list(Journal(f"{tmp_path}/elsewhere/alone/journal").events())

@@ -11,6 +11,8 @@ from orchestrator.search import final
 from orchestrator.search.settings import FinalConfig
 from orchestrator.search.space import load_search
 from orchestrator.search.trials import Trial
+from orchestrator.search.verify import record_verified
+from orchestrator.tracking.recorder import Past
 
 MEASURED = {"best_epoch": 2.0, "epoch": 2}
 GUARDED = MEASURED | {"catastrophic_overfitting": 1.0}
@@ -40,8 +42,9 @@ def test_who_meets_the_test_set():
 class Book:
     """What the recorder is told."""
 
-    def __init__(self):
+    def __init__(self, past=()):
         self.ended = []
+        self.past = dict(past)
 
     def finish(self, run_id, **what):
         self.ended.append((run_id, what))
@@ -60,6 +63,18 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     assert run_id == trial.run_id
     assert what["metrics"] == trial.test
     assert what["tags"] == {"morel.winner": "true"}
+
+
+def test_a_search_that_has_grown_has_one_winner():
+    """And the networks of both lie apart."""
+    search, old, new = asking("winner"), make(1), make(2)
+    book = Book({old.run_id: Past(won=True)})
+    record_verified(search, [old, new, make(3)], new, book)
+    ((run_id, what),) = book.ended
+    assert run_id == old.run_id
+    assert what["tags"]["morel.winner"] == "false"
+    assert not what["note"].startswith("Won")
+    assert final._folder(search, old) != final._folder(search, new)
 
 
 def test_other_attacks_are_another_measurement(tmp_path):

@@ -87,10 +87,10 @@ def test_checkpoint_folder(tampered, marker):
     for read in (load_network, partial(load_network, name="last"), load_optimizer, load_progress):
         try:
             read(tampered)
-        except (MorelError, ValueError):
+        except MorelError:
             refused += 1
     assert refused == 1  # the one whose file it is
-    with pytest.raises((MorelError, ValueError)):
+    with pytest.raises(MorelError):
         Trainer(build(RunConfig, TINY)).load(tampered)
 
 
@@ -161,11 +161,11 @@ def test_state_files_of_runs(bait, marker, tmp_path):
     (folder / "journal").mkdir(parents=True)
     for name in (identity.FILE, "journal/events.jsonl", status.FILE):
         (folder / name).write_bytes(bait.read_bytes())
-    with pytest.raises((MorelError, ValueError)):
+    with pytest.raises(MorelError):
         identity.check_identity(str(folder), {"seed": 1}, may_change=set())
     with contextlib.suppress(MorelError, ValueError):
         assert list(Journal(str(folder / "journal")).events()) == []
-    with pytest.raises((MorelError, ValueError)):
+    with pytest.raises(MorelError):
         look("mine", build(RunConfig, {"storage_path": str(tmp_path)}))
 
 

@@ -132,11 +132,39 @@ def test_how_a_driver_ended(watching, error, state):
     assert status.read(watching.folder)["state"] == state
 
 
-def test_a_pause_of_an_earlier_driver_is_forgotten(watching):
+def test_a_pause_that_comes_while_ray_starts_is_heard(watching):
     control.ask_pause(watching.folder)
     with watching.watching():
-        time.sleep(0.05)
-        assert watching.pausing is None
+        until(lambda: watching.pausing is not None)
+
+
+def test_a_pause_beside_the_last_report_still_pauses(watching):
+    """Tune's loop has ended by itself; verification and test set wait."""
+    with pytest.raises(Paused), watching.watching(), watching.tuning():
+        watching.pausing = time.time()
+    assert status.read(watching.folder)["state"] == "paused"
+
+
+def test_a_slow_storage_makes_nobody_believe_that_the_driver_is_dead(watching, monkeypatch):
+    """A status that took half a minute is followed by the next one in time."""
+    now, written = [1000.0], []
+
+    def write():
+        written.append(now[0])
+        now[0] += 30.0 if len(written) == 1 else 0.1
+
+    class Ended:
+        def is_set(self):
+            return len(written) == 3
+
+        def wait(self, seconds):
+            now[0] += seconds
+
+    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watching, "_write", write)
+    watching._ended = Ended()
+    watching._run()
+    assert written[1] - (written[0] + 30.0) < status.STALE_S
 
 
 def test_a_trial_that_is_to_stop(watching, book):

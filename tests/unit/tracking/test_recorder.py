@@ -189,3 +189,26 @@ def test_progress_is_recorded_once_for_what_it_says(journal):
     again = recorder_of(journal, MemoryTracker())
     assert not again.progress("s", 1, {"front.size": 2.0})
     again.close(10)
+
+
+def test_what_a_run_has_cost_so_far(journal):
+    """Also of commands that were killed; what a finished one recorded counts for all before it."""
+
+    def past():
+        recorder = Recorder(journal, MemoryTracker())
+        recorder.close()
+        return recorder.past["run"]
+
+    recorder = Recorder(journal, MemoryTracker())
+    recorder.start_run("run", name="run", params={}, config={})
+    for epoch in (1, 2):
+        recorder.epoch("run", epoch, {"seconds": 3.0, "seconds_evaluation": 1.0})
+    recorder.close()
+    assert (past().epoch, past().seconds) == (2, 8.0)
+    recorder = Recorder(journal, MemoryTracker())
+    tags = {"morel.state": "finished", "morel.winner": "true"}
+    metrics = {"train.seconds": 10.0}
+    recorder.finish("run", status="FINISHED", stop_reason="", metrics=metrics, tags=tags)
+    recorder.epoch("run", 3, {"seconds": 2.0})
+    recorder.close()
+    assert (past().epoch, past().seconds, past().won) == (3, 12.0, True)
