@@ -9,6 +9,7 @@ exported models stay.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from orchestrator.lease import held
 from orchestrator.tracking import Journal
 
 NUMBER = "morel.number"
+CHECKPOINT = re.compile(r"checkpoint_[\d_.-]+")
+"""Folders of Tune and of Ray Train; its file of what there is, ``checkpoint_manager_…``, is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,7 @@ def _but(place: str, folder: str, recorded: str, why: str) -> Iterator[Doomed]:
     """Checkpoints in ``place`` but for the ``recorded`` one, which is relative to ``folder``."""
     for name in storage.names(place):
         path = f"{place}/{name}"
-        if name.startswith("checkpoint_") and path != f"{folder}/{recorded}":
+        if CHECKPOINT.fullmatch(name) and path != f"{folder}/{recorded}":
             yield Doomed(path=path, size=_size(path), why=why)
 
 

@@ -50,8 +50,8 @@ def check_identity(
         noted: dict[str, Any] = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise MorelError(
-            f"{path}: what this run is cannot be read ({error}): take another name (name=…), or move "
-            "the file away, and the next command notes what it runs"
+            f"{path}: what this run is cannot be read ({error}): take another name (name=…), or "
+            "move the file away, and the next command notes what it runs"
         ) from None
     before_code: dict[str, str] | None = noted.pop(CODE, None)  # older files have none
     forced: list[str] = noted.pop(CHANGES, [])

@@ -117,11 +117,13 @@ def test_a_single_run_keeps_its_recorded_checkpoint(tmp_path):
     begin(journal, "run")
     for index in (1, 2):
         storage.write(f"{folder}/checkpoint_{index}/w.bin", bytes(10))
+    storage.write(f"{folder}/checkpoint_manager_snapshot.json", b"{}")  # Ray Train's
     recorded = f"{folder}/checkpoint_2"
     end(journal, "run", **{"morel.state": "finished", "morel.checkpoint": recorded})
     (doomed,) = clean(str(folder), [], delete=True)
     assert doomed.path == f"{folder}/checkpoint_1"
     assert (folder / "checkpoint_2").exists()
+    assert (folder / "checkpoint_manager_snapshot.json").exists()
 
 
 def test_a_kept_trial_whose_recorded_checkpoint_is_not_there_is_left_alone(search):
