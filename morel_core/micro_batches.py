@@ -98,7 +98,7 @@ class Sliced:
     """``attack`` on one slice of the images after the other; each image's noise is unchanged.
 
     Args:
-        attack: which treats each image by itself, as all of ours do.
+        attack: which treats each image by itself, as PGD does.
         count: of slices, at most; their sizes differ by at most one.
     """
 
@@ -156,5 +156,10 @@ class Sliced:
 
 
 def in_slices(attack: Attack, count: int) -> Attack:
-    """``attack`` itself for a ``count`` of 1, else `Sliced`."""
-    return attack if count == 1 else Sliced(attack, count)
+    """PGD as `Sliced` for a ``count`` above 1; any other attack as it is.
+
+    What an ensemble's attacks draw depends on the batch, and so would the numbers.
+    """
+    from morel_core.attacks import PGD  # which passes in slices, too
+
+    return Sliced(attack, count) if count > 1 and isinstance(attack, PGD) else attack

@@ -21,6 +21,10 @@ Z_95 = 1.959963984540054
 LEVEL = 0.05
 """Of every test here: two-sided, as the 95 % intervals are."""
 POWER = 0.8
+FEWEST_PAIRS = 3
+"""Seeds that `paired_t` needs."""
+ROUNDING = 1e-12
+"""Differences of accuracies below this are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,16 +191,20 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> PairedT:
         second: the same seeds for the second method.
 
     Raises:
-        ValueError: not as many seeds, or fewer than 2.
+        ValueError: not as many seeds, or fewer than 3: accuracies are multiples of one image's
+            share, so that the differences of two seeds are often equal, and the test would reject
+            far too often.
     """
-    if len(first) != len(second) or len(first) < 2:
-        raise ValueError(f"{len(first)} and {len(second)} seeds: need as many, at least 2")
+    if len(first) != len(second) or len(first) < FEWEST_PAIRS:
+        raise ValueError(
+            f"{len(first)} and {len(second)} seeds: need as many, at least {FEWEST_PAIRS}"
+        )
     mean = mean_t([a - b for a, b in zip(first, second, strict=True)])
     n, error = mean.num_seeds, mean.deviation / math.sqrt(mean.num_seeds)
-    if error > 0:
+    if error > ROUNDING:
         p_value = 1 - _within(math.atan(abs(mean.mean) / error / math.sqrt(n - 1)), n - 1)
     else:
-        p_value = 1.0 if mean.mean == 0 else 0.0
+        p_value = 1.0 if abs(mean.mean) <= ROUNDING else 0.0
     return PairedT(
         difference=mean.mean,
         low=mean.low,

@@ -389,7 +389,7 @@ class Trainer:
 
         ``epoch`` and ``step`` (from 1), ``seed`` of its attack's noise, and ``images``: the places
         of the global batch's images in the training split (those beyond it are extra ones). The
-        network as it stands is the one before that step.
+        trained network is the one before that step; an average goes on to the end of the epoch.
         """
         if not self.diverged:
             return None

@@ -23,6 +23,7 @@ def check_identity(
     may_change: set[str],
     may_grow: frozenset[str] = frozenset(),
     force_code: bool = False,
+    begins: bool = True,
 ) -> str:
     """Note what the run in ``folder`` is and which code trains it, or compare with what was noted.
 
@@ -32,6 +33,7 @@ def check_identity(
         may_change: dotted keys, or first parts of them, in which a resumed run may differ.
         may_grow: dotted keys of numbers that may be larger than noted, and are then noted anew.
         force_code: go on under changed code, and note that.
+        begins: it begins now; else nothing is noted.
 
     Returns:
         The changes of code that were forced so far, one a line; empty if there were none.
@@ -43,6 +45,8 @@ def check_identity(
     text = storage.read_text(path)
     now = flatten(json.loads(json.dumps(definition, default=str)))
     code = dict(code_parts())
+    if text is None and not begins:
+        return ""
     if text is None:
         storage.write(path, json.dumps({**now, CODE: code}, indent=2).encode())
         return ""
@@ -69,7 +73,7 @@ def check_identity(
                 "which is recorded"
             )
         forced.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {changed}")
-    if changed or kept != noted:
+    if begins and (changed or kept != noted):
         note = {**kept, CODE: code if changed else before_code, CHANGES: forced}
         storage.write(path, json.dumps(note, indent=2).encode())
     return "\n".join(forced)

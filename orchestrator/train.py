@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -111,7 +112,7 @@ def train(
     config: RunConfig,
     *,
     on_epoch: OnEpoch | None = None,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[str], None] | None = None,
     force_code: bool = False,
     tags: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainResult:
@@ -120,7 +121,7 @@ def train(
     Args:
         config: what to train and where.
         on_epoch: sees each epoch's metrics as they arrive.
-        on_start: called when all is checked and Ray is about to start.
+        on_start: told the run's name when all is checked and Ray is about to start.
         force_code: resume a run that other code began.
         tags: recorded beside the run's own.
 
@@ -141,27 +142,29 @@ def _train(
     config: RunConfig,
     fence: Fence,
     on_epoch: OnEpoch | None,
-    on_start: Callable[[], None] | None,
+    on_start: Callable[[str], None] | None,
     force_code: bool,
     tags: Mapping[str, str],
 ) -> TrainResult:
     """`train`, under the run's lease."""
     data = load_data(config.data)
     check_fits(config, data)
-    changes = check_identity(
+    identity = partial(
+        check_identity,
         f"{config.storage_path}/{config.name}",
         to_dict(config),
         may_change=MAY_CHANGE,
         force_code=force_code,
     )
+    identity(begins=False)
     recorder = records.open_recorder(config)
     run_id = str(config.name)
     if on_start is not None:
-        on_start()
+        on_start(run_id)
     try:
         with (
             ray_session(config, dashboard=False) as there,
-            records.ended_record(recorder, run_id, code_changes=changes),
+            records.ended_record(recorder, run_id, code_changes=identity()),
         ):
             recorder.start_run(
                 run_id,

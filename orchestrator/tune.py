@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from morel_core.data import load_data
@@ -104,13 +105,15 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
     base = search.base
     data = load_data(base.data)
     check_fits(base, data)
-    changes = check_identity(
+    identity = partial(
+        check_identity,
         f"{base.storage_path}/{base.name}",
         {**definition(search), "base": to_dict(base)},
         may_change=MAY_CHANGE,
         may_grow=MAY_GROW,
         force_code=force_code,
     )
+    identity(begins=False)
     dataset = records.dataset_record(base, data)
     recorder = records.open_recorder(base)
     started = time.perf_counter()
@@ -128,12 +131,13 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
     try:
         known = _known(search, view, dataset)
         if view is not None:
+            view.say(f"{search_id}: its trials go to {base.storage_path}/{search_id}")
             view.update([])  # Ray takes some seconds to start
         # Without the dashboard a stopped multi-worker trial would keep its CPUs (ray#54305).
         with (
             ray_session(base, dashboard=base.scaling.max_workers > 1) as there,
             book.ended_records(),
-            records.ended_record(recorder, search_id, code_changes=changes),
+            records.ended_record(recorder, search_id, code_changes=identity()),
             watch.watching(),
         ):
             recorder.start_run(
@@ -243,6 +247,7 @@ def _fit(
     from ray import tune as ray_tune
 
     from orchestrator.search.follow import Follow, Limit, following
+    from orchestrator.search.lost_resets import lost_resets_retried
     from orchestrator.search.resume import TrialSource, saved_trials
     from orchestrator.search.schedulers import make_scheduler
     from orchestrator.search.searcher import SpaceSearcher
@@ -264,7 +269,7 @@ def _fit(
     )
     # Tuner would bring back the settings of the search's first driver: not its larger number of
     # trials, not its new budget.
-    with following(path, watch), watch.tuning():
+    with following(path, watch), lost_resets_retried(), watch.tuning():
         ray_tune.run(
             trainable,
             name=base.name,

@@ -35,11 +35,16 @@ def uniform_in_ball(noise: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def ascent_step(x_adv: Tensor, grad: Tensor, step_size: float, norm: Norm) -> Tensor:
-    """One step of steepest ascent; where an ℓ2 gradient is zero the image stays."""
+    """One step of steepest ascent; where an ℓ2 gradient is zero the image stays.
+
+    Each gradient is first divided by its largest entry: the squares of a confident network's would
+    underflow, and the image stay.
+    """
     if norm == "linf":
         return torch.add(x_adv, grad.sign(), alpha=step_size)
-    length = l2_norm(grad)
-    return x_adv + step_size * torch.where(length > 0, grad / length, torch.zeros_like(grad))
+    largest = grad.abs().amax(dim=tuple(range(1, grad.dim())), keepdim=True)
+    scaled = torch.where(largest > 0, grad / largest, torch.zeros_like(grad))
+    return x_adv + step_size * scaled / l2_norm(scaled).clamp(min=1.0)
 
 
 def projection(x: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator import storage
+from orchestrator.config import RunConfig
+from orchestrator.retries import retry_tags
 from orchestrator.search.budget import Cost
 from orchestrator.search.trials import Trial
 from orchestrator.tune import SearchResult
@@ -64,10 +66,12 @@ class Replicate:
     """As recorded: accuracies in [0, 1] with ``_low`` and ``_high``, and the number of images."""
     seconds: float
     device: str
+    differs: str = ""
+    """Why it is not quite the run that its config says; empty if it is."""
 
     @staticmethod
-    def of(trial: Trial) -> Replicate:
-        """What a trial of the replicates' search ended with."""
+    def of(trial: Trial, own: RunConfig) -> Replicate:
+        """What a trial of the replicates' search ended with, whose config is ``own``."""
         failed = trial.reason if trial.state != "finished" else ""
         lost = trial.untested or failed or "nothing was measured"
         return Replicate(
@@ -78,6 +82,7 @@ class Replicate:
             test=trial.test,
             seconds=trial.seconds,
             device=str(trial.last.get("device", "unknown")),
+            differs=retry_tags(trial.retries, own, trial.last).get("morel.differs", ""),
         )
 
 
@@ -92,8 +97,9 @@ class Replicates:
     @staticmethod
     def of(result: SearchResult) -> Replicates:
         """What the search over seeds ended with."""
-        runs = [Replicate.of(trial) for trial in result.trials]
-        return Replicates(search=str(result.search.base.name), runs=runs, cost=result.cost)
+        search = result.search
+        runs = [Replicate.of(t, search.trial_config(t.params)) for t in result.trials]
+        return Replicates(search=str(search.base.name), runs=runs, cost=result.cost)
 
 
 @dataclass(frozen=True, kw_only=True)

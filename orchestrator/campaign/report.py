@@ -7,11 +7,12 @@ seeds: they speak of training again, on the same data and the same test images.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from morel_core.statistics import (
+    FEWEST_PAIRS,
     LEVEL,
     MeanT,
     PairedT,
@@ -72,7 +73,7 @@ class Comparison:
     left_out: list[int]
     """Seeds under which one of the two has no numbers."""
     primary: PairedT | None
-    """None with fewer than two pairs."""
+    """None with fewer than three pairs."""
     p_holm: float | None
     detectable: float | None
     """Smallest true difference that so many seeds with this spread find in four of five cases."""
@@ -126,7 +127,7 @@ def build_report(
         num_images=int(images[0]) if images else None,
         methods=rows,
         comparisons=compare_pairs(campaign, by_method),
-        notes=_notes(campaign),
+        notes=_notes(campaign, rows),
         environment=environment,
     )
 
@@ -195,14 +196,16 @@ def compare_pairs(campaign: CampaignConfig, rows: Mapping[str, MethodRow]) -> li
 def _paired(first: MethodRow, second: MethodRow, metric: str) -> PairedT | None:
     a, b = first.numbers(metric), second.numbers(metric)
     seeds = [seed for seed in a if seed in b]
-    return paired_t([a[s] for s in seeds], [b[s] for s in seeds]) if len(seeds) > 1 else None
+    if len(seeds) < FEWEST_PAIRS:
+        return None
+    return paired_t([a[s] for s in seeds], [b[s] for s in seeds])
 
 
 def sentence(comparison: Comparison, metric: str, count: int) -> str:
     """What a reader may quote; ``count`` comparisons were planned."""
     first, second, test = comparison.first, comparison.second, comparison.primary
     if test is None or comparison.p_holm is None or comparison.detectable is None:
-        return f"{first} and {second} are not compared: fewer than two seeds have both."
+        return f"{first} and {second} are not compared: fewer than {FEWEST_PAIRS} seeds have both."
     what = f"{metric_name(metric)} over {test.num_seeds} seeds"
     interval = f"95 % interval {signed(test.low)} to {signed(test.high)} points"
     corrected = f" after Holm's correction for {count} comparisons" if count > 1 else ""
@@ -219,15 +222,32 @@ def sentence(comparison: Comparison, metric: str, count: int) -> str:
     )
 
 
-def _notes(campaign: CampaignConfig) -> list[str]:
-    tuned = (
-        "Each method's setting was chosen by its own search, with the same number of trials, on "
-        "the held-out split; the test set served no choice."
-        if campaign.tuned
-        else "Nothing was tuned: each method was trained as it is given."
+def _tuned(rows: Sequence[MethodRow]) -> str:
+    trials = {row.method: row.tuning.trials for row in rows if row.tuning is not None}
+    if not trials:
+        return "Nothing was tuned: each method was trained as it is given."
+    each = set(trials.values())
+    if len(each) == 1 and len(trials) == len(rows):
+        count = f"with {each.pop()} trials"
+    else:
+        counts = ", ".join(f"{method}: {count}" for method, count in trials.items())
+        count = f"within the same budget ({counts} trials)"
+    return (
+        f"Each method's setting was chosen by its own search, {count}, on the held-out split; the "
+        "test set served no choice."
     )
+
+
+def _notes(campaign: CampaignConfig, rows: Sequence[MethodRow]) -> list[str]:
+    differing = [
+        f"{row.method}, seed {run.seed}: {run.differs}."
+        for row in rows
+        for run in row.replicates
+        if run.differs
+    ]
     return [
-        tuned,
+        *differing,
+        _tuned(rows),
         "Intervals and p-values are over seeds (t-distribution; pairs share their seed): they "
         "speak of training again on this data, not of other test images.",
         "p is corrected by Holm's rule over all planned comparisons of the primary number; "

@@ -25,9 +25,9 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     progress, _ = consoles(arguments)
 
-    def starting() -> None:
+    def starting(name: str) -> None:
         workers = config.scaling.in_words
-        progress.print(f"{workers} worker(s); starting Ray", highlight=False)
+        progress.print(f"{name}: {workers} worker(s); starting Ray", highlight=False)
 
     result = train(
         config,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
 from morel_core.errors import ConfigError
-from morel_core.statistics import MeanT, PairedT, holm, mean_t, paired_t
-from orchestrator.compare.runs import RunRecord
+from morel_core.statistics import FEWEST_PAIRS, MeanT, PairedT, holm, mean_t, paired_t
+from orchestrator.compare.runs import RunRecord, measured_differently, varied_params
 
-SEED = "seed"
+SEED, PHASE = "seed", "morel.phase"
 TAGS = {"method": "morel.method", "baseline": "morel.baseline", "search": "morel.search"}
 Split = Literal["test", "holdout"]
 
@@ -31,7 +31,7 @@ class Group:
     """None with fewer than two seeds."""
     robust_mean: MeanT | None
     difference: PairedT | None = None
-    """Robust accuracy less the baseline's over the seeds that both have, two at least."""
+    """Robust accuracy less the baseline's over the seeds that both have, three at least."""
     p_holm: float | None = None
     """Corrected for being one of several."""
 
@@ -56,18 +56,20 @@ def group_runs(
     Test numbers are taken if all measured runs have them, else held-out ones.
 
     Args:
-        runs: searches and campaigns among them are left out.
+        runs: left out are searches and campaigns, the tuning of a campaign where its replicates are
+            among them, and what has not come to an end of its own: it has fewer epochs than others.
         by: settings, or method, baseline or search.
         baseline: name of a group, which all others are tested against.
 
     Raises:
         ConfigError: a setting that no run has, or no such group.
     """
-    members = [run for run in runs if run.kind not in ("search", "campaign")]
+    members = _members(runs)
     for key in by:
         if not any(_setting(run, key) for run in members):
             raise ConfigError("--group-by", key, f"a setting of these runs, or {', '.join(TAGS)}")
-    measured = [run for run in members if run.robust("holdout") or run.robust("test")]
+    ended = [run for run in members if _came_to_its_end(run)]
+    measured = [run for run in ended if run.robust("holdout") or run.robust("test")]
     split: Split = "test" if measured and all(run.robust("test") for run in measured) else "holdout"
     attack = _most_common([name for run in measured for name in run.robust(split)])
     lines: defaultdict[str, list[RunRecord]] = defaultdict(list)
@@ -84,8 +86,49 @@ def group_runs(
         attack=attack,
         baseline=baseline,
         groups=groups,
-        notes=_notes(groups, split, len(members) - sum(map(len, lines.values())), baseline),
+        notes=[
+            *_notes(groups, split, len(ended) - sum(map(len, lines.values())), baseline),
+            *_left_out(runs, members, ended),
+            *_differences(lines),
+        ],
     )
+
+
+def _members(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs without searches and campaigns, and without tuning where there are replicates."""
+    found = [run for run in runs if run.kind not in ("search", "campaign")]
+    replicated = any(run.tags.get(PHASE) == "replicates" for run in found)
+    return [run for run in found if not (replicated and run.tags.get(PHASE) == "tuning")]
+
+
+def _came_to_its_end(run: RunRecord) -> bool:
+    """Not at work, not killed, failed or diverged, and not stopped by a scheduler."""
+    return run.status == "FINISHED" and run.tags.get("morel.state", "finished") == "finished"
+
+
+def _left_out(
+    runs: Sequence[RunRecord], members: Sequence[RunRecord], ended: Sequence[RunRecord]
+) -> list[str]:
+    notes: list[str] = []
+    tuning = sum(run.kind not in ("search", "campaign") for run in runs) - len(members)
+    if tuning:
+        notes.append(f"{tuning} trial(s) of tuning are left out: replicates alone are compared.")
+    if len(members) > len(ended):
+        notes.append(
+            f"{len(members) - len(ended)} run(s) are left out: still at work, stopped early, "
+            "failed or diverged."
+        )
+    return notes
+
+
+def _differences(lines: Mapping[str, Sequence[RunRecord]]) -> list[str]:
+    """What runs of one group differ in beside their seed, and how groups were measured."""
+    notes: list[str] = []
+    for name, of in lines.items():
+        varied = [key for key in varied_params(of) if key != SEED]
+        if varied:
+            notes.append(f"Runs of {name} differ in {', '.join(varied)}, not in their seed alone.")
+    return notes + measured_differently([run for of in lines.values() for run in of])
 
 
 def _setting(run: RunRecord, key: str) -> str | None:
@@ -125,7 +168,7 @@ def _tested(groups: Sequence[Group], baseline: str) -> list[Group]:
     tests: dict[str, PairedT] = {}
     for group in groups:
         seeds = sorted(set(group.robust) & set(against.robust))
-        if group is not against and len(seeds) > 1:
+        if group is not against and len(seeds) >= FEWEST_PAIRS:
             pairs = [[g.robust[seed] for seed in seeds] for g in (group, against)]
             tests[group.name] = paired_t(*pairs)
     corrected = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
@@ -151,6 +194,6 @@ def _notes(groups: Sequence[Group], split: Split, missing: int, baseline: str | 
     if baseline is not None:
         notes.append(
             "Difference: robust accuracy less the baseline's on the same seeds, paired t-test; "
-            "p is corrected for the number of groups (Holm)."
+            f"p is corrected for the number of groups (Holm). It takes {FEWEST_PAIRS} seeds."
         )
     return notes

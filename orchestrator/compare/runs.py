@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from morel_core.errors import MorelError
 from morel_core.registry import suggestion
+from orchestrator.config import NOT_SCIENTIFIC
 from orchestrator.masking import masked, masked_address
 from orchestrator.tracking.connection import open_client
 from orchestrator.tracking.parameters import all_params, all_tags
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PAGE = 1_000
+ATTACK_DETAILS = ("evaluation.attack.step_size", "evaluation.attack.init")
+"""What an attack's name does not tell."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,35 @@ class RunRecord:
         return Score(
             self.metrics[key], self.metrics.get(f"{key}_low"), self.metrics.get(f"{key}_high")
         )
+
+
+def varied_params(runs: Sequence[RunRecord]) -> list[str]:
+    """Settings that differ, without a run's name, place and workers.
+
+    Nor with its ladder, a long list: what each number was measured with has a column.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.params)
+    return [
+        key
+        for key in keys
+        if key.partition(".")[0] not in NOT_SCIENTIFIC
+        and key != "evaluation.rungs"
+        and len({run.params.get(key) for run in runs}) > 1
+    ]
+
+
+def measured_differently(runs: Sequence[RunRecord]) -> list[str]:
+    """A note where accuracies do not compare although the attacks have one name; else none."""
+    measured = [run for run in runs if run.robust("holdout") or run.robust("test")]
+    asked = {key: {run.params.get(key) for run in measured} for key in ATTACK_DETAILS}
+    asked["data"] = {run.dataset for run in measured if run.dataset}
+    differing = [key for key, values in asked.items() if len(values) > 1]
+    if not differing:
+        return []
+    return [
+        f"The runs were measured differently ({', '.join(differing)}): their accuracies do not "
+        "compare, and none is said to be on a front."
+    ]
 
 
 def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunRecord]:

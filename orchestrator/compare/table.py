@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from morel_core.errors import ConfigError
-from orchestrator.compare.runs import RunRecord, Score
-from orchestrator.config import NOT_SCIENTIFIC
+from orchestrator.compare.runs import RunRecord, Score, measured_differently, varied_params
 from orchestrator.search.pareto import front
 
 Sort = Literal["robust_accuracy", "clean_accuracy", "name", "epochs", "seconds"]
@@ -84,11 +83,13 @@ def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -
     if sort not in get_args(Sort):
         raise ConfigError("sort", sort, f"one of {', '.join(get_args(Sort))}")
     shown_runs = [run for run in runs if run.kind not in ("search", "campaign")]
-    params = _varied(shown_runs)
+    params = varied_params(shown_runs)
     holdout_attacks = _by_frequency(run.robust("holdout") for run in shown_runs)
     test_attacks = _by_frequency(run.robust("test") for run in shown_runs)
     rows = [_row(run, params, holdout_attacks, test_attacks) for run in shown_runs]
-    rows = _with_front(rows, holdout_attacks[0] if holdout_attacks else "")
+    differences = measured_differently(shown_runs)
+    if not differences:
+        rows = _with_front(rows, holdout_attacks[0] if holdout_attacks else "")
     rows.sort(key=_sort_key(sort, holdout_attacks))
 
     notes: list[str] = []
@@ -102,22 +103,7 @@ def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -
         notes.append(_UNFINISHED)
     if len({row.attack for row in rows if row.attack}) > 1:
         notes.append(_ATTACKS_DIFFER)
-    return Comparison(rows, params, notes)
-
-
-def _varied(runs: Sequence[RunRecord]) -> list[str]:
-    """Settings that differ, without a run's name, place and workers.
-
-    Nor with its ladder, a long list: what each number was measured with has a column.
-    """
-    keys = dict.fromkeys(key for run in runs for key in run.params)
-    return [
-        key
-        for key in keys
-        if key.partition(".")[0] not in NOT_SCIENTIFIC
-        and key != "evaluation.rungs"
-        and len({run.params.get(key) for run in runs}) > 1
-    ]
+    return Comparison(rows, params, notes + differences)
 
 
 def _with_front(rows: list[Row], attack: str) -> list[Row]:

@@ -1,7 +1,8 @@
 """Which searched parameters the good trials have in common: PED-ANOVA (Watanabe et al. 2023).
 
 It asks of the trials no more than an order, so that those which a scheduler stopped early count
-too: whole ones first by robust accuracy, then the others by epochs, then by accuracy (ADR 16).
+too: whole ones first by robust accuracy, then the others by epochs, then by accuracy (ADR 16), and
+those that diverged or failed last.
 """
 
 from __future__ import annotations
@@ -74,10 +75,11 @@ def ordered(trials: Sequence[Trial]) -> list[Trial]:
     return sorted((t for t in trials if t.point and t.any_robust), key=_order)
 
 
-def _order(trial: Trial) -> tuple[bool, float, float, int]:
+def _order(trial: Trial) -> tuple[bool, bool, float, float, int]:
     robust = trial.any_robust
     value = -(robust.value if robust else 0.0)
     return (
+        trial.state in ("diverged", "failed"),
         not trial.whole,
         0.0 if trial.whole else -float(trial.run.epochs or 0),
         value,

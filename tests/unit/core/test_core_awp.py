@@ -39,7 +39,7 @@ def test_a_zero_gradient_moves_nothing_and_a_bad_one_is_undone():
     with perturbed_weights(net, 0.5, lambda: (net.weight * 0).sum()):
         assert torch.equal(net.weight, before)
     with perturbed_weights(net, 0.5, lambda: net.weight.sum() * math.nan):
-        assert net.weight.isnan().any() or torch.equal(net.weight, before)
+        assert torch.equal(net.weight, before)
     assert torch.equal(net.weight, before)
     with pytest.raises(KeyError), perturbed_weights(net, 0.5, lambda: net.weight.sum()):
         raise KeyError
