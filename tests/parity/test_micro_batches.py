@@ -14,6 +14,8 @@ from test_step_parity import OBJECTIVES
 from torch import Tensor, nn
 
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig, Terms
+from morel_core.attacks import make_attacks
+from morel_core.config import AttackConfig
 from morel_core.micro_batches import in_slices
 from morel_core.optim import make_optimizer
 from morel_core.precision import EncoderPasses
@@ -187,6 +189,12 @@ def test_no_activations_are_kept_between_the_two_passes() -> None:
 
     assert kept(1) > 2 * x.numel()
     assert kept(4) == x.numel()
+
+
+def test_attacks_that_draw_for_a_whole_batch_stay_whole() -> None:
+    """The same network has one robust accuracy, however it was trained; ensembles keep stages."""
+    for attack in make_attacks(["autoattack", "square100"], AttackConfig(eps=0.1)).values():
+        assert in_slices(attack, 4) is attack
 
 
 def test_one_micro_batch_is_the_plain_step() -> None:

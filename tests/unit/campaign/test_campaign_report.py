@@ -9,6 +9,7 @@ import math
 import pytest
 from scipy import stats
 
+from orchestrator.building import build as build_run
 from orchestrator.campaign.note import campaign_note
 from orchestrator.campaign.outcomes import (
     MethodOutcome,
@@ -20,6 +21,7 @@ from orchestrator.campaign.outcomes import (
 from orchestrator.campaign.report import Registration, build_report, report_metrics
 from orchestrator.campaign.tables import from_json, lost_lines, to_csv, to_json, to_markdown
 from orchestrator.campaign.view import print_report
+from orchestrator.config import RunConfig
 from orchestrator.notes import GAP, cell
 from orchestrator.search.budget import Cost
 from orchestrator.search.trials import Trial
@@ -55,9 +57,9 @@ def outcome(method, robust):
     return MethodOutcome(tuning=None, replicates=replicates)
 
 
-def build(load, **robust):
+def build(load, seeds=(1, 2, 3), **robust):
     found = {method: outcome(method, values) for method, values in robust.items()}
-    return build_report(load(**METHODS), FIXED, found)
+    return build_report(load(**METHODS, seeds=list(seeds)), FIXED, found)
 
 
 @pytest.fixture
@@ -111,7 +113,8 @@ def test_a_lower_method_is_called_lower(load):
 
 
 def test_missing_replicates_are_named_and_their_pairs_left_out(load):
-    report = build(load, a=A, b=(0.50, None, 0.56), c=(None, 0.54, None))
+    four = {"a": (*A, 0.51), "b": (0.50, None, 0.56, 0.54), "c": (None, 0.54, None, 0.6)}
+    report = build(load, seeds=(1, 2, 3, 4), **four)
     assert not report.complete
     assert lost_lines(report) == [
         "b, seed 2: diverged: diverged in epoch 3",
@@ -121,17 +124,54 @@ def test_missing_replicates_are_named_and_their_pairs_left_out(load):
         "c − a: left out seed 1, 3",
     ]
     first, second = report.comparisons
-    assert (first.seeds, first.primary.num_seeds) == ([1, 3], 2)
-    assert first.primary.difference == pytest.approx(0.015)
+    assert (first.seeds, first.primary.num_seeds) == ([1, 3, 4], 3)
+    assert first.primary.difference == pytest.approx(0.02)
     assert second.primary is None
     assert second.p_holm is None
-    assert second.sentence == "c and a are not compared: fewer than two seeds have both."
+    assert second.sentence == "c and a are not compared: fewer than 3 seeds have both."
     # It was planned, so it still counts: the other p is doubled.
     assert first.p_holm == pytest.approx(min(1.0, 2 * first.primary.p_value))
     text = to_markdown(report)
     assert all(line in text for line in lost_lines(report))
+    assert "57.00 ± 4.24 [18.88, 95.12]" in text
+    assert "| 2 of 4 |" in text
+
+
+def test_a_method_with_one_seed_has_no_interval(load):
+    text = to_markdown(build(load, a=A, b=(None, 0.54, None), c=C))
     assert "54.00 (one seed)" in text
     assert "| 1 of 3 |" in text
+
+
+def test_what_is_another_run_than_its_config_says_is_named(load):
+    sliced = dataclasses.replace(
+        replicate("b", 2, 0.5), differs="training.micro_batches = 2, not 1"
+    )
+    found = {method: outcome(method, values) for method, values in (("a", A), ("b", B), ("c", C))}
+    found["b"].replicates.runs[1] = sliced
+    report = build_report(load(**METHODS), FIXED, found)
+    assert report.notes[0] == "b, seed 2: training.micro_batches = 2, not 1."
+    assert (
+        build_report(load(**METHODS), FIXED, found | {"b": outcome("b", B)}).notes[0]
+        != report.notes[0]
+    )
+
+
+def test_unequal_numbers_of_trials_are_not_called_the_same(load):
+    def tuned(method, values, trials):
+        tuning = Tuning(
+            search=f"m-{method}", run_id="m/1", label="", settings={}, holdout={}, trials=trials,
+            states={"finished": trials}, cost=Cost(cpu_seconds=5.0),
+        )  # fmt: skip
+        return dataclasses.replace(outcome(method, values), tuning=tuning)
+
+    def note(*trials):
+        methods = zip("abc", (A, B, C), trials, strict=True)
+        found = {method: tuned(method, values, count) for method, values, count in methods}
+        return build_report(load(**METHODS), FIXED, found).notes[0]
+
+    assert "by its own search, with 8 trials, on" in note(8, 8, 8)
+    assert "within the same budget (a: 8, b: 6, c: 8 trials)" in note(8, 6, 8)
 
 
 def test_a_method_without_a_setting_has_no_replicates(load):
@@ -252,5 +292,13 @@ def test_outcomes_are_kept(tmp_path):
 )
 def test_why_a_replicate_has_no_numbers(fields, lost):
     trial = Trial(run_id="m/1", number=1, label="", params={"seed": 4}, **fields)
-    assert Replicate.of(trial).lost == lost
-    assert Replicate.of(trial).seed == 4
+    replicate = Replicate.of(trial, build_run(RunConfig, {}))
+    assert (replicate.lost, replicate.seed, replicate.differs) == (lost, 4, "")
+
+
+def test_a_replicate_that_went_on_in_slices_says_so():
+    last = {"batchnorm_slices": 2}
+    fields = {"state": "finished", "test": {CLEAN: 0.5}, "last": last, "retries": ["out of memory"]}
+    trial = Trial(run_id="m/1", number=1, label="", params={"seed": 4}, **fields)
+    replicate = Replicate.of(trial, build_run(RunConfig, {}))
+    assert replicate.differs.startswith("training.micro_batches = 2, not 1: BatchNorm's")

@@ -85,6 +85,15 @@ def test_an_image_without_gradient_stays():
     torch.testing.assert_close(stepped[1] - x[1], gradient[1] / 40)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_confident_networks_tiny_gradient_still_moves_its_image(scale):
+    """Its squares underflow to 0 in fp32, or overflow."""
+    x, gradient = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    step = ascent_step(x, gradient, 0.1, "l2") - x
+    torch.testing.assert_close(ascent_step(x, scale * gradient, 0.1, "l2") - x, step)
+    assert l2_norm(step).flatten() == pytest.approx(0.1, abs=1e-6)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("loss", ["ce", "kl"])
 @pytest.mark.parametrize("init", ["gaussian", "uniform"])

@@ -159,7 +159,7 @@ def test_t_quantile(df, probability):
     assert t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), abs=1e-9)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
+@pytest.mark.parametrize("n", [3, 4, 5, 10])
 def test_paired_t_is_scipys(n):
     draws = torch.Generator().manual_seed(n)
     first = (0.5 + 0.01 * torch.randn(n, generator=draws, dtype=torch.float64)).tolist()
@@ -203,14 +203,36 @@ def test_holm_keeps_the_chance_of_any_false_rejection():
 
 
 def test_paired_t_of_differences_that_are_all_the_same():
-    same = paired_t([0.5, 0.75], [0.25, 0.5])
+    same = paired_t([0.5, 0.75, 0.625], [0.25, 0.5, 0.375])
     assert (same.low, same.high, same.p_value, same.deviation) == (0.25, 0.25, 0.0, 0.0)
-    assert paired_t([0.5, 0.6], [0.5, 0.6]).p_value == 1.0
+    assert paired_t([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]).p_value == 1.0
+    images = [(288, 280), (295, 287), (301, 293)]  # equal but for the rounding of k / 359
+    rounded = paired_t(*([k / 359 for k in of] for of in zip(*images, strict=True)))
+    assert rounded.p_value == 0.0
 
 
-@pytest.mark.parametrize(("first", "second"), [([0.1], [0.2]), ([0.1, 0.2], [0.1])])
-def test_paired_t_needs_the_same_seeds_and_two(first, second):
-    with pytest.raises(ValueError, match="need as many, at least 2"):
+def test_two_seeds_would_reject_far_too_often():
+    """Why three are needed: without any difference, of few images and ten comparisons."""
+    draws = torch.Generator().manual_seed(0)
+
+    def rejected(seeds):
+        count = 0
+        for _ in range(300):
+            counts = (0.5 + 0.01 * torch.randn(2, 10, seeds, generator=draws)).mul(359).round()
+            differences = ((counts[0] - counts[1]) / 359).double()
+            error = differences.std(dim=1) / math.sqrt(seeds)
+            t = differences.mean(dim=1).abs() / error.clamp(min=1e-12)
+            p = 2 * stats.t.sf(t.numpy(), seeds - 1)
+            count += min(holm(p.tolist())) <= 0.05
+        return count / 300
+
+    assert rejected(3) < 0.1
+    assert rejected(2) > 0.2
+
+
+@pytest.mark.parametrize(("first", "second"), [([0.1, 0.2], [0.2, 0.1]), ([0.1, 0.2], [0.1])])
+def test_paired_t_needs_the_same_seeds_and_three(first, second):
+    with pytest.raises(ValueError, match="need as many, at least 3"):
         paired_t(first, second)
 
 

@@ -11,7 +11,7 @@ from morel_core.errors import MorelError
 from orchestrator.cli import main
 from orchestrator.report.answer import answer
 from orchestrator.report.doubts import doubts
-from orchestrator.report.importance import FEWEST, importance
+from orchestrator.report.importance import FEWEST, importance, ordered
 from orchestrator.report.page import render
 from orchestrator.report.reading import load
 
@@ -84,6 +84,17 @@ def test_importance_takes_trials_enough_and_adds_up(recorded, monkeypatch):
     assert sum(each.value for each in found) == pytest.approx(1)
     assert all(0 <= each.low <= each.high <= 1 for each in found)
     assert importance(many) == found  # seeded
+
+
+def test_what_diverged_is_not_among_the_good(recorded):
+    """However far it came, and whatever it had reached before."""
+    best = max((t for t in recorded.trials if t.whole), key=lambda t: t.any_robust.value)
+    gone = replace(
+        best,
+        number=999,
+        run=replace(best.run, tags=best.run.tags | {"morel.state": "diverged"}),
+    )
+    assert ordered([gone, *recorded.trials])[-1].number == 999
 
 
 def test_what_users_wrote_is_text(page):

@@ -87,9 +87,84 @@ def test_each_group_is_tested_against_the_baseline_by_pairs(runs: list[RunRecord
 
 
 def test_only_seeds_that_both_have_are_paired(runs: list[RunRecord]) -> None:
-    without = [r for r in runs if r.name != "trades-1"]
+    fourth = [
+        run(f"{method}-3", 0.8, robust, {"objective.accuracy": method, "seed": "3"})
+        for method, robust in (("trades", 0.49), ("mart", 0.55))
+    ]
+    without = [r for r in [*runs, *fourth] if r.name != "trades-1"]
     mart, *_ = group_runs(without, ["objective.accuracy"], "trades").groups
-    assert mart.difference == paired_t([0.53, 0.53], [0.50, 0.51])
+    assert mart.difference == paired_t([0.53, 0.53, 0.55], [0.50, 0.51, 0.49])
+
+
+def test_two_seeds_are_not_tested(runs: list[RunRecord]) -> None:
+    grouped = group_runs(
+        [r for r in runs if r.params["seed"] in "01"], ["objective.accuracy"], "at"
+    )
+    assert all(group.difference is None for group in grouped.groups)
+    assert all(group.robust_mean is not None for group in grouped.groups)
+
+
+def test_tuning_is_left_out_where_there_are_replicates(runs: list[RunRecord]) -> None:
+    """It has no test numbers, and would turn the whole table into held-out ones."""
+
+    def of(phase: str, run: RunRecord) -> RunRecord:
+        return replace(run, kind="trial", tags={"morel.phase": phase})
+
+    params = {"objective.accuracy": "trades", "seed": "9"}
+    tuning = [of("tuning", run(f"t{i}", 0.8, 0.1 * i, params, "best.holdout")) for i in range(4)]
+    replicates = [of("replicates", each) for each in runs]
+    grouped = group_runs([*tuning, *replicates], ["objective.accuracy"])
+    assert grouped.split == "test"
+    assert grouped.groups == group_runs(runs, ["objective.accuracy"]).groups
+    assert any("4 trial(s) of tuning are left out" in note for note in grouped.notes)
+    alone = group_runs(tuning, ["objective.accuracy"])
+    assert [group.runs for group in alone.groups] == [4]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "RUNNING"},
+        {"status": "FAILED"},
+        {"tags": {"morel.state": "stopped"}},
+        {"tags": {"morel.state": "diverged"}},
+    ],
+)
+def test_what_did_not_come_to_its_end_is_no_seed(runs: list[RunRecord], change: object) -> None:
+    whole = group_runs(runs, ["objective.accuracy"])
+    half = replace(
+        run("half", 0.8, 0.1, {"objective.accuracy": "mart", "seed": "7"}, "holdout"),
+        **change,  # pyright: ignore[reportCallIssue]
+    )
+    grouped = group_runs([*runs, half], ["objective.accuracy"])
+    assert grouped.groups == whole.groups
+    assert any("1 run(s) are left out: still at work" in note for note in grouped.notes)
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_named(runs: list[RunRecord]) -> None:
+    runs[0] = replace(runs[0], params=runs[0].params | {"objective.beta": "1.0"})
+    notes = group_runs(runs, ["objective.accuracy"]).notes
+    assert notes == ["Runs of trades differ in objective.beta, not in their seed alone."]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"params": {"evaluation.attack.step_size": "0.0001"}}, {"dataset": "cifar100"}],
+)
+def test_what_was_measured_differently_is_not_ranked_silently(change: Mapping[str, object]) -> None:
+    """The attack has the same name; nothing is said to be on the front."""
+    params = {"evaluation.attack.step_size": "0.007"}
+    one, two = (
+        replace(run(name, 0.8, robust, params, "best.holdout"), dataset="cifar10")
+        for name, robust in (("one", 0.5), ("two", 0.7))
+    )
+    assert any(row.on_front for row in comparison_table([one, two]).rows)
+    other = replace(two, **change)  # pyright: ignore[reportArgumentType]
+    table = comparison_table([one, other])
+    assert not any(row.on_front for row in table.rows)
+    assert any("measured differently" in note for note in table.notes)
+    grouped = group_runs([one, other], ["evaluation.attack.step_size"])
+    assert any("measured differently" in note for note in grouped.notes)
 
 
 def test_what_a_reader_must_know_of_groups(runs: list[RunRecord]) -> None:
