@@ -26,7 +26,7 @@ from orchestrator.tracking import Journal
 
 NUMBER = "morel.number"
 CHECKPOINT = re.compile(r"checkpoint_[\d_.-]+")
-"""Folders of Tune and of Ray Train; its file of what there is, ``checkpoint_manager_…``, is none."""
+"""Folders of Tune and of Ray Train; not its file of what there is, ``checkpoint_manager_…``."""
 
 
 @dataclass(frozen=True, kw_only=True)
