@@ -6,8 +6,9 @@ import os
 import re
 
 HIDDEN = "***"
-# The part between :// and the last @ before the path, and secrets among an address's parameters.
-USER_INFO = re.compile(r"(?<=://)[^/\s'\"<>]+(?=@)")
+# All between :// and the last @ (a password may hold / ? #; behind :/// a path begins), and secrets
+# among an address's parameters.
+USER_INFO = re.compile(r"(?<=://)(?!/)[^\s'\"<>]+(?=@)")
 PARAMETER = re.compile(
     r"(?<=[?&])((?:\w*_)?(?:key|pass|passwd|password|secret|token))=[^&\s'\"<>]+", re.IGNORECASE
 )

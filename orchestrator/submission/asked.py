@@ -77,9 +77,10 @@ def read_command(argv: Sequence[str], folder: Path, uploaded: Mapping[str, int])
         raise MorelError("morel submit -- submit: give it the command that is to run")
     secret = next((argument for argument in argv if masked_address(argument) != argument), None)
     if secret is not None:
+        key = masked_address(secret).partition("=")[0]
         raise MorelError(
-            f"{secret.partition('=')[0]}: holds a password, and a job's command is shown to all "
-            "who see the cluster: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or "
+            f"{key}: holds a password, and a job's command is shown to all who see "
+            "the cluster: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or "
             "MLFLOW_TRACKING_URI) where its head is started"
         )
     overrides, rest = split_overrides(argv)

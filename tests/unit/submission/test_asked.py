@@ -89,6 +89,8 @@ def test_other_commands_are_sent_as_they_are():
             ("train", "tracking.uri=http://me:planted@host:5000"),
             "tracking.uri: holds a password, and a job's command is shown to all",
         ),
+        (("train", "tracking.uri=http://me:a/planted@host:5000"), "tracking.uri: holds a password"),
+        (("status", "http://me:planted=@host"), "http://***@host: holds a password"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(argv, reason):
