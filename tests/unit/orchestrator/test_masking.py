@@ -37,6 +37,12 @@ def test_addresses(text, shown):
         ("MLFLOW_TRACKING_PASSWORD", PLANTED, True),
         ("AWS_SECRET_ACCESS_KEY", PLANTED, True),
         ("HF_TOKEN", PLANTED, True),
+        ("DB_PASS", PLANTED, True),
+        ("MYSQL_PWD", PLANTED, True),
+        ("REGISTRY_AUTH", PLANTED, True),
+        ("PWD", PLANTED, False),
+        ("OLDPWD", PLANTED, False),
+        ("COMPASS", PLANTED, False),
         ("MLFLOW_TRACKING_URI", f"http://me:{PLANTED}@host", True),
         ("RAY_AUTH_TOKEN_PATH", PLANTED, False),  # where it is, not what it is
         ("SOME_TOKEN", "on", False),  # too short: "on" is in every other word
