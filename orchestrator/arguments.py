@@ -131,7 +131,7 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
         "given several times",
     )  # fmt: skip
     compare.add_argument(
-        "--sort", default="robust_accuracy",
+        "--sort",
         help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
     )  # fmt: skip
     compare.add_argument(

@@ -51,6 +51,9 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from orchestrator import compare
     from orchestrator.config import tracking_uri
 
+    if arguments.sort and arguments.group_by:
+        allowed = "not with --group-by, whose lines are sorted by robust accuracy: leave one out"
+        raise ConfigError("--sort", arguments.sort, allowed)
     _, results = consoles(arguments)
     config = settings(overrides)
     experiments = arguments.experiments or [config.tracking.experiment]
@@ -69,7 +72,7 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.baseline:
         raise ConfigError("--baseline", arguments.baseline, "a group, so only with --group-by")
     else:
-        compared = compare.comparison_table(runs, arguments.sort)
+        compared = compare.comparison_table(runs, arguments.sort or "robust_accuracy")
         text = compare.as_text(compared, form)
         table = compare.render_rich(compared, title=title) if text is None else None
     results.print(table) if text is None else print(text.rstrip("\n"))

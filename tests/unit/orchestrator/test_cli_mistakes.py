@@ -131,6 +131,15 @@ def complaint(capsys):
         ("train name=a/b", r"name = 'a/b': letters, digits"),
         ("train name=${oc.env:PATH}", r"name = .*: a config may read HOME, USER, MLFLOW_TRACK"),
         ("train name=${oc.dict.keys:a}", r"name = .*: the only interpolations in a config are \$"),
+        (
+            "tune smoke objective.constraints=[robust_accuracy<=1.5]",
+            r".*objective\.constraints = 'robust_accuracy<=1\.5': accuracies .* is written 0\.015",
+        ),
+        (
+            "tune smoke budget.target=90",
+            r".*budget\.target = 90\.0: accuracies are in \[0, 1\]: 90 % is written 0\.9",
+        ),
+        ("compare --sort epochs --group-by method", r"--sort = 'epochs': not with --group-by, who"),
         ("compare storage_path=empty", r"tracking\.uri = sqlite:.*: there is no file .*\.db;"),
         ("evaluate nothing storage_path=empty", r"tracking\.uri = sqlite:.*: there is no file"),
     ],
