@@ -229,6 +229,10 @@ def submit_options(sub: argparse.ArgumentParser) -> None:
         "--no-watch", dest="watch", action="store_false",
         help="submit, say how to watch, and end",
     )  # fmt: skip
+    sub.add_argument(  # takes only what is misplaced: `split_command` has cut off what follows --
+        "misplaced", nargs=argparse.REMAINDER, metavar="-- COMMAND ...",
+        help="any morel command with its settings; -- comes before it",
+    )  # fmt: skip
 
 
 def evaluate_options(sub: argparse.ArgumentParser) -> None:

@@ -140,6 +140,10 @@ def complaint(capsys):
             r".*budget\.target = 90\.0: accuracies are in \[0, 1\]: 90 % is written 0\.9",
         ),
         ("compare --sort epochs --group-by method", r"--sort = 'epochs': not with --group-by, who"),
+        (
+            "submit --address http://h:1 tune demo --dry-run name=x",
+            r"-- comes before the command: write morel submit -- tune demo --dry-run name=x",
+        ),
         ("compare storage_path=empty", r"tracking\.uri = sqlite:.*: there is no file .*\.db;"),
         ("evaluate nothing storage_path=empty", r"tracking\.uri = sqlite:.*: there is no file"),
     ],
@@ -148,6 +152,14 @@ def test_one_line_that_says_what_to_do(complaint, tmp_path, argv, pattern):
     (tmp_path / "file").write_text("not a folder")
     said = complaint(*argv.split())
     assert re.match(pattern, said), said
+
+
+@pytest.mark.parametrize("command", ["report", "export run --to new"])
+def test_a_job_writes_nothing_into_its_folder(complaint, monkeypatch, command):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert re.match(
+        r"--(out|to) = .*: must be absolute in a Ray job, ", complaint(*command.split())
+    )
 
 
 def test_a_broken_file_is_named(complaint, tmp_path):
