@@ -77,7 +77,12 @@ def complaint(capsys):
         ("tune smoke data.name=mnist", r".*data\.name = 'mnist': .*known: cifar10,"),
         (
             "train cifar10_resnet18 data.root=nowhere scaling.gpus_per_worker=0",
-            r"data\.root = '/.*/nowhere': No such file or directory; set data\.root=",
+            r"data\.root = '/.*/nowhere': No such file or directory; set data\.root=.* cifar10; "
+            r"data\.download=true fetches torchvision's sets into it$",
+        ),
+        (
+            "train digits data.name=image_folder data.root=nowhere",
+            r"data\.root = '/.*/nowhere': No such .* which is train/<class>/\* and test/<class>/",
         ),
         (
             "train fashion_mnist data.root=. scaling.gpus_per_worker=0",
