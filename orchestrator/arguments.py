@@ -131,7 +131,7 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
         "given several times",
     )  # fmt: skip
     compare.add_argument(
-        "--sort", default="robust_accuracy",
+        "--sort",
         help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
     )  # fmt: skip
     compare.add_argument(
@@ -228,6 +228,10 @@ def submit_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--no-watch", dest="watch", action="store_false",
         help="submit, say how to watch, and end",
+    )  # fmt: skip
+    sub.add_argument(  # takes only what is misplaced: `split_command` has cut off what follows --
+        "misplaced", nargs=argparse.REMAINDER, metavar="-- COMMAND ...",
+        help="any morel command with its settings; -- comes before it",
     )  # fmt: skip
 
 

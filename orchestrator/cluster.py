@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,12 @@ from typing import Any
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.config import RunConfig, ScalingConfig, tracking_uri
 from orchestrator.ending import terminable
+from orchestrator.masking import masked_address
 
 ADDRESS = "RAY_ADDRESS"
+HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([\w.:-]+?)\]?:(\d{1,5})")
+ANSWER_S = 5.0
+"""For a cluster to take a connection: Ray itself would try again for a quarter of an hour."""
 CONTROL = "control"  # resource of nodes that hold drivers and controllers, not training
 MLFLOW_CREDENTIALS = (
     "MLFLOW_TRACKING_USERNAME",
@@ -37,7 +42,45 @@ RAY_ENVIRONMENT = {
 
 def cluster_address(config: RunConfig) -> str | None:
     """The address of the Ray to join; None for a local Ray of this command's own."""
-    return config.cluster.address or os.environ.get(ADDRESS)
+    return config.cluster.address or os.environ.get(ADDRESS) or None
+
+
+def check_address(config: RunConfig) -> None:
+    """Raise `MorelError` if nothing listens where the Ray to join should be.
+
+    A dashboard's address is refused; only ``host:port`` and ``ray://host:port`` are tried: what
+    others mean is Ray's business.
+    """
+    address = cluster_address(config)
+    if address is None:
+        return
+    key = "cluster.address" if config.cluster.address else ADDRESS
+    place = HOST_AND_PORT.fullmatch(address)
+    if place is None:
+        if address.startswith(("http://", "https://")):
+            raise ConfigError(
+                key,
+                masked_address(address),
+                "host:port (or auto, on a node of the cluster): an http:// address is its "
+                "dashboard's, which morel submit takes",
+            )
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise unreachable(config, getattr(error, "strerror", None) or str(error)) from error
+
+
+def unreachable(config: RunConfig, reason: str) -> MorelError:
+    """The Ray of ``config`` does not answer, and what to do about it."""
+    address = cluster_address(config)
+    if address is None:
+        return MorelError(f"a local Ray cannot be reached: {reason}")
+    key = "cluster.address" if config.cluster.address else ADDRESS
+    return MorelError(
+        f"the Ray cluster at {key} = {address!r} cannot be reached: {reason}; start it, correct "
+        "the address (host:port, or auto), or leave it out for a local Ray"
+    )
 
 
 def local_resources() -> tuple[float, float]:
@@ -97,7 +140,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
             keep their CPUs.
 
     Raises:
-        ConfigError: MLflow is a SQLite file, and the cluster has more than one node.
+        ConfigError: MLflow is a SQLite file, and the cluster has more than one node; the address is
+            a dashboard's.
         MorelError: the cluster does not answer.
     """
     for name, value in RAY_ENVIRONMENT.items():
@@ -110,6 +154,7 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         check_tracking(config, node_count())
         yield resources()
         return
+    check_address(config)
     address = cluster_address(config)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -129,9 +174,8 @@ def ray_session(config: RunConfig, *, dashboard: bool) -> Generator[tuple[float,
         if address is None:
             own_token()
     except Exception as error:
-        where = f"the Ray cluster at {address!r}" if address else "a local Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MorelError(f"{where} cannot be reached: {reason}") from error
+        raise unreachable(config, reason) from error
     try:
         check_tracking(config, node_count())
         with terminable():  # `ray.init` has set a handler of its own

@@ -105,6 +105,7 @@ class ClusterConfig:
     """A driver elsewhere that was not heard of for so long is taken for dead, and replaced."""
 
     def __post_init__(self) -> None:
+        check_no_credentials("address", self.address, "RAY_AUTH_TOKEN_PATH")
         check(self.lease_s >= 3, "lease_s", self.lease_s, "seconds >= 3")
 
 

@@ -33,6 +33,7 @@ from morel_core.export import (
 )
 from morel_core.ladder import Ladder
 from morel_core.models import MorelNet
+from orchestrator.evaluate import Request, check_images
 from orchestrator.evaluation.targets import Target
 from orchestrator.model_card import model_card
 
@@ -83,13 +84,14 @@ def export(
         say: told what is being done.
 
     Raises:
-        MorelError: the folder is taken, there is no MOREL network, a file gives other logits than
-            the network, or what ``onnx`` needs is not installed.
+        MorelError: the folder is taken, there are not so many images, there is no MOREL network, a
+            file gives other logits than the network, or what ``onnx`` needs is not installed.
     """
     _check_free(folder)
     if onnx:
         _check_installed("onnx", "onnxscript", "onnxruntime")
     data = load_data(target.config.data)
+    check_images(Request(num_images=num_images), len(data.test))
     net = target.load(data.shape, data.num_classes)
     if not isinstance(net, MorelNet):
         raise MorelError(f"{target.name}: a plain model: there is nothing to take out of it")

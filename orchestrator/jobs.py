@@ -41,6 +41,18 @@ def check_absolute(key: str, path: str | None) -> None:
     )
 
 
+def check_written(key: str, path: str | None) -> None:
+    """As `check_absolute`, for what a command writes: no URI, and by default into its folder."""
+    if in_job():
+        check(
+            path is not None and Path(path).expanduser().is_absolute(),
+            key,
+            path,
+            f"must be absolute in a Ray job, as in {key} /shared/result: the job's working "
+            "directory, where it would be written, vanishes with it",
+        )
+
+
 def check_database(key: str, uri: str | None) -> None:
     """As `check_absolute`, for the file that a ``sqlite:`` URI names."""
     if uri is None or not uri.startswith("sqlite:") or not in_job():

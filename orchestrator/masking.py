@@ -6,13 +6,18 @@ import os
 import re
 
 HIDDEN = "***"
-# The part between :// and the last @ before the path, and secrets among an address's parameters.
-USER_INFO = re.compile(r"(?<=://)[^/\s'\"<>]+(?=@)")
+# All between :// and the last @ (a password may hold / ? #; behind :/// a path begins), and secrets
+# among an address's parameters.
+USER_INFO = re.compile(r"(?<=://)(?!/)[^\s'\"<>]+(?=@)")
 PARAMETER = re.compile(
     r"(?<=[?&])((?:\w*_)?(?:key|pass|passwd|password|secret|token))=[^&\s'\"<>]+", re.IGNORECASE
 )
 # Names of environment variables whose values are secrets; those that end so only name a file.
-SECRET = re.compile(r"PASS(WORD|WD|PHRASE)|SECRET|TOKEN|CREDENTIAL|(ACCESS|API|PRIVATE|STATE)_?KEY")
+# PWD and OLDPWD are the shell's own.
+SECRET = re.compile(
+    r"PASS(WORD|WD|PHRASE)|SECRET|TOKEN|CREDENTIAL|(ACCESS|API|PRIVATE|STATE)_?KEY"
+    r"|(^|_)(PASS|AUTH)$|_PWD$"
+)
 NOT_SECRET = ("_PATH", "_FILE", "_MODE")
 SHORTEST = 6  # a value of fewer characters would be found in innocent words
 

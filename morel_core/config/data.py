@@ -55,7 +55,10 @@ class DataConfig:
         check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "pixels >= 0")
         for key in ("erasing", "cutmix"):
             check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "a probability in [0, 1]")
-        check(0 < self.extra_ratio < 1, "extra_ratio", self.extra_ratio, "a share in (0, 1)")
+        share = self.extra_ratio
+        check(0 < share < 1, "extra_ratio", share, "a share in (0, 1)")
+        used = self.extra is not None or share == DataConfig.extra_ratio
+        check(used, "extra_ratio", share, "only with extra, the file that it is a share of")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,12 @@ class OptimizerConfig:
         check(
             not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "needs momentum > 0"
         )
+        check(
+            not self.nesterov or self.name == "sgd",
+            "nesterov",
+            self.nesterov,
+            f"only with name: sgd, not {self.name}",
+        )
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be >= 0")
         check(
             len(self.milestones) == len(self.factors),

@@ -133,8 +133,12 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255.0)
 
 
-def data_root(config: DataConfig) -> Path:
+def data_root(config: DataConfig, layout: str = "") -> Path:
     """The folder of the files: ``data.root``, else MOREL_DATA_ROOT, else ~/.cache/morel/data.
+
+    Args:
+        config: of the data set.
+        layout: what the folder has to hold, of a set that nobody can fetch.
 
     Raises:
         MorelError: it is missing or cannot be read. With ``data.download`` a missing one is made.
@@ -153,8 +157,11 @@ def data_root(config: DataConfig) -> Path:
         with os.scandir(root):
             pass
     except OSError as error:
+        fetched = isinstance(error, FileNotFoundError) and not layout
         raise MorelError(
             f"{said} = {str(root)!r}: {error.strerror}; set data.root=… (or MOREL_DATA_ROOT) to a "
             f"folder that holds {config.name}"
+            + (f", which is {layout}" if layout else "")
+            + ("; data.download=true fetches torchvision's sets into it" if fetched else "")
         ) from error
     return root

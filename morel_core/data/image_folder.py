@@ -18,6 +18,7 @@ from morel_core.errors import MorelError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MAX_THREADS = 16
+LAYOUT = "train/<class>/* and test/<class>/* (or val/<class>/*)"
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,13 @@ def image_folder(config: ImageFolderConfig) -> Official:
     """
     if importlib.util.find_spec("PIL") is None:  # said now, not at the first batch
         raise MorelError(f"data.name = {config.name!r} needs Pillow: pip install pillow")
-    root = data_root(config)
+    root = data_root(config, LAYOUT)
     test_part = "test" if (root / "test").is_dir() else "val"
     for part in ("train", test_part):
         if not _folders(root / part):
             raise MorelError(
                 f"data.root = {str(root)!r}: found no class folders in {part}/; {config.name} "
-                "expects train/<class>/* and test/<class>/* (or val/<class>/*)"
+                f"expects {LAYOUT}"
             )
     classes = _folders(root / "train")
     return Official(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,9 @@ def submit_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel submit``."""
     from orchestrator.submission.submit import Request, submit
 
+    if arguments.misplaced:
+        command = shlex.join([*arguments.misplaced, *overrides])
+        raise MorelError(f"-- comes before the command: write morel submit -- {command}")
     if overrides:
         raise MorelError(f"{overrides[0]}: settings stand with the command, behind --")
     log = sys.stderr if arguments.json else sys.stdout

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from morel_core.errors import ConfigError
 from orchestrator.commands.common import consoles, settings
+from orchestrator.jobs import check_written
 
 if TYPE_CHECKING:
     pass
@@ -51,6 +52,9 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from orchestrator import compare
     from orchestrator.config import tracking_uri
 
+    if arguments.sort and arguments.group_by:
+        allowed = "not with --group-by, whose lines are sorted by robust accuracy: leave one out"
+        raise ConfigError("--sort", arguments.sort, allowed)
     _, results = consoles(arguments)
     config = settings(overrides)
     experiments = arguments.experiments or [config.tracking.experiment]
@@ -69,7 +73,7 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     elif arguments.baseline:
         raise ConfigError("--baseline", arguments.baseline, "a group, so only with --group-by")
     else:
-        compared = compare.comparison_table(runs, arguments.sort)
+        compared = compare.comparison_table(runs, arguments.sort or "robust_accuracy")
         text = compare.as_text(compared, form)
         table = compare.render_rich(compared, title=title) if text is None else None
     results.print(table) if text is None else print(text.rstrip("\n"))
@@ -81,13 +85,14 @@ def report_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from orchestrator.config import tracking_uri
     from orchestrator.report.page import write_report
 
+    check_written("--out", arguments.out)
     _, results = consoles(arguments)
     config = settings(overrides)
     written = write_report(
         tracking_uri(config),
         arguments.experiment or config.tracking.experiment,
         search=arguments.search,
-        out=Path(arguments.out) if arguments.out else None,
+        out=Path(arguments.out).expanduser() if arguments.out else None,
         pictures=arguments.pictures,
     )
     if arguments.json:
@@ -102,6 +107,7 @@ def report_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def export_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel export``."""
+    check_written("--to", arguments.to)
     from orchestrator.yaml_files import parse_overrides
 
     tracking, values = settings(overrides), parse_overrides(overrides)

@@ -68,7 +68,17 @@ class Place:
             raise MorelError(f"--gpus-per-worker {self.gpus_each:g}: 0 or more")
         if self.workers <= 1:
             check_device(self.device_here)
-        elif cluster_address(config) is None:
+            return
+        if self.device not in ("cpu", "cuda"):
+            raise MorelError(
+                f"--device {self.device}: with --workers cpu or cuda; which GPU, Ray decides"
+            )
+        if self.device == "cuda" and self.gpus_each == 0:
+            raise MorelError(
+                "--gpus-per-worker 0: --device cuda needs some: leave it out for 1, or name a part "
+                "of one, as in 0.5"
+            )
+        if cluster_address(config) is None:
             self.check_gpus(local_resources()[1])
 
     def check_gpus(self, there: float) -> None:

@@ -66,6 +66,7 @@ class TrialSource(SearchGenerator):
         saved: Sequence[Any],
         closed: bool,
     ) -> None:
+        seals.warn_without_key(folder)
         self._limiter = ConcurrencyLimiter(searcher, max_concurrent=concurrent)
         super().__init__(self._limiter)
         self._proposer = searcher

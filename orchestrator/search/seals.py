@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import stat
@@ -37,6 +38,18 @@ FOREIGN = ("callback-states-*.pkl", "tuner.pkl")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _JSON = re.compile(rb'\{"morel_seal": "([\w-]+)", ')
 _PICKLE = b"morel_seal "
+_logger = logging.getLogger(__name__)
+
+
+def warn_without_key(folder: str) -> None:
+    """Say so where nothing but a key could tell who has written the state in ``folder``."""
+    if storage.is_remote(folder) and not os.environ.get(KEY):
+        _logger.warning(
+            "%s: whoever may write there can replace Ray Tune's state, and have code run when the "
+            "search is resumed: set %s to a secret text in the environment of its drivers",
+            folder,
+            KEY,
+        )
 
 
 def seal(folder: str, session: str) -> None:

@@ -32,7 +32,9 @@ class Constraint:
         if match is None or match[1] not in CONSTRAINED:
             allowed = f"as in 'clean_accuracy >= 0.8', of {', '.join(CONSTRAINED)}"
             raise ConfigError("constraints", text, allowed)
-        return Constraint(metric=match[1], sign=cast(Any, match[2]), bound=float(match[3]))
+        metric, bound = match[1], float(match[3])
+        check(metric == "train_seconds" or bound <= 1, "constraints", text, fraction(bound))
+        return Constraint(metric=metric, sign=cast(Any, match[2]), bound=bound)
 
     def violation(self, value: float) -> float:
         """By how much ``value`` misses the bound; 0 or less where it keeps it."""
@@ -173,6 +175,8 @@ class BudgetConfig:
         for key in ("wall_time_s", "gpu_hours", "cpu_hours", "target"):
             value = cast(float | None, getattr(self, key))
             check(value is None or value > 0, key, value, "null or > 0")
+        if self.target is not None:
+            check(self.target <= 1, "target", self.target, fraction(self.target))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +254,11 @@ class SearchSettings:
         concurrent = self.max_concurrent
         check(concurrent is None or concurrent >= 1, "max_concurrent", concurrent, "null or >= 1")
         check(self.seed >= 0, "seed", self.seed, "must be >= 0")
+
+
+def fraction(percent: float) -> str:
+    """What is allowed where an accuracy was given as ``percent``."""
+    return f"accuracies are in [0, 1]: {percent:g} % is written {percent / 100:g}"
 
 
 def only_with(key: str, value: object, name: str, users: tuple[str, ...]) -> None:

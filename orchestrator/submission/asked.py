@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from morel_core.errors import MorelError
 from orchestrator.arguments import parser, split_overrides
 from orchestrator.cluster import check_scaling, check_tracking
+from orchestrator.commands.common import place, settings
 from orchestrator.config import RunConfig, compose
-from orchestrator.jobs import as_in_job, check_absolute
+from orchestrator.jobs import as_in_job, check_absolute, check_written
 from orchestrator.masking import masked_address
 from orchestrator.records import new_name
 from orchestrator.yaml_files import packaged
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 RESUMED = ("train", "tune", "campaign")
 """Commands that go on where they stopped when they are given the same ``name=…``."""
+WRITTEN = {"export": ("to",), "report": ("out",)}
+"""Options of commands that say where a result is written."""
+PLACED = ("fork", "reproduce")
+"""Commands of whose settings only those of the place are judged here: the others are of a run."""
 
 Plan = Callable[[float, float], list[str]]
 """``(CPUs, GPUs) -> `` what runs on them, for people; raises `ConfigError` if they do not do."""
@@ -77,9 +82,10 @@ def read_command(argv: Sequence[str], folder: Path, uploaded: Mapping[str, int])
         raise MorelError("morel submit -- submit: give it the command that is to run")
     secret = next((argument for argument in argv if masked_address(argument) != argument), None)
     if secret is not None:
+        key = masked_address(secret).partition("=")[0]
         raise MorelError(
-            f"{secret.partition('=')[0]}: holds a password, and a job's command is shown to all "
-            "who see the cluster: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or "
+            f"{key}: holds a password, and a job's command is shown to all who see "
+            "the cluster: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or "
             "MLFLOW_TRACKING_URI) where its head is started"
         )
     overrides, rest = split_overrides(argv)
@@ -92,6 +98,8 @@ def read_command(argv: Sequence[str], folder: Path, uploaded: Mapping[str, int])
         for kind, path in _config_files(arguments):
             _check_uploaded(kind, path, folder, uploaded)
         check_absolute("--weights", getattr(arguments, "weights", None))
+        for option in WRITTEN.get(name, ()):
+            check_written(f"--{option}", getattr(arguments, option))
         base, plan = _plan(name, arguments, overrides)
     return Asked(argv=argv, name=given, base=base, plan=plan)
 
@@ -142,6 +150,12 @@ def _plan(
         campaign = load_campaign(arguments.file, overrides)
         searches = list(campaign.searches.values())
         return campaign.base, lambda cpus, gpus: _search_plan(searches, cpus, gpus)
+    if name == "validate":
+        from orchestrator.validate import validate
+
+        validate(arguments.files, overrides)
+    else:
+        settings(place(overrides) if name in PLACED else overrides)
     return None, lambda _cpus, _gpus: []
 
 

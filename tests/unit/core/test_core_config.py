@@ -105,6 +105,11 @@ NAN = float("nan")
             {"nesterov": True, "momentum": 0.0},
             "nesterov = True: needs momentum > 0",
         ),
+        (
+            OptimizerConfig,
+            {"name": "adamw", "nesterov": True},
+            "nesterov = True: only with name: sgd, not adamw",
+        ),
         (OptimizerConfig, {"weight_decay": -1e-4}, "weight_decay = -0.0001: must be >= 0"),
         (
             OptimizerConfig,

@@ -135,6 +135,7 @@ def test_cutmix_is_refused_where_a_hard_label_is_needed(objective, message):
         ({"erasing": -0.1}, "erasing = -0.1: a probability"),
         ({"extra_ratio": 0.0}, "extra_ratio = 0.0: a share"),
         ({"extra_ratio": 1.0}, "extra_ratio = 1.0: a share"),
+        ({"extra_ratio": 0.5}, "extra_ratio = 0.5: only with extra"),
     ],
 )
 def test_refusals(settings, message):

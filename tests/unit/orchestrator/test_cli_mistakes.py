@@ -77,7 +77,12 @@ def complaint(capsys):
         ("tune smoke data.name=mnist", r".*data\.name = 'mnist': .*known: cifar10,"),
         (
             "train cifar10_resnet18 data.root=nowhere scaling.gpus_per_worker=0",
-            r"data\.root = '/.*/nowhere': No such file or directory; set data\.root=",
+            r"data\.root = '/.*/nowhere': No such file or directory; set data\.root=.* cifar10; "
+            r"data\.download=true fetches torchvision's sets into it$",
+        ),
+        (
+            "train digits data.name=image_folder data.root=nowhere",
+            r"data\.root = '/.*/nowhere': No such .* which is train/<class>/\* and test/<class>/",
         ),
         (
             "train fashion_mnist data.root=. scaling.gpus_per_worker=0",
@@ -131,6 +136,19 @@ def complaint(capsys):
         ("train name=a/b", r"name = 'a/b': letters, digits"),
         ("train name=${oc.env:PATH}", r"name = .*: a config may read HOME, USER, MLFLOW_TRACK"),
         ("train name=${oc.dict.keys:a}", r"name = .*: the only interpolations in a config are \$"),
+        (
+            "tune smoke objective.constraints=[robust_accuracy<=1.5]",
+            r".*objective\.constraints = 'robust_accuracy<=1\.5': accuracies .* is written 0\.015",
+        ),
+        (
+            "tune smoke budget.target=90",
+            r".*budget\.target = 90\.0: accuracies are in \[0, 1\]: 90 % is written 0\.9",
+        ),
+        ("compare --sort epochs --group-by method", r"--sort = 'epochs': not with --group-by, who"),
+        (
+            "submit --address http://h:1 tune demo --dry-run name=x",
+            r"-- comes before the command: write morel submit -- tune demo --dry-run name=x",
+        ),
         ("compare storage_path=empty", r"tracking\.uri = sqlite:.*: there is no file .*\.db;"),
         ("evaluate nothing storage_path=empty", r"tracking\.uri = sqlite:.*: there is no file"),
     ],
@@ -139,6 +157,14 @@ def test_one_line_that_says_what_to_do(complaint, tmp_path, argv, pattern):
     (tmp_path / "file").write_text("not a folder")
     said = complaint(*argv.split())
     assert re.match(pattern, said), said
+
+
+@pytest.mark.parametrize("command", ["report", "export run --to new"])
+def test_a_job_writes_nothing_into_its_folder(complaint, monkeypatch, command):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert re.match(
+        r"--(out|to) = .*: must be absolute in a Ray job, ", complaint(*command.split())
+    )
 
 
 def test_a_broken_file_is_named(complaint, tmp_path):

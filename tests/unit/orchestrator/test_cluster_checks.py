@@ -1,10 +1,20 @@
 """Whether what is asked for is there, without starting Ray."""
 
+import re
+import socket
+
 import pytest
 
-from morel_core import ConfigError
+from morel_core import ConfigError, MorelError
 from orchestrator import cluster
-from orchestrator.cluster import check_scaling, check_tracking, cluster_address, local_resources
+from orchestrator.cluster import (
+    check_address,
+    check_scaling,
+    check_tracking,
+    cluster_address,
+    local_resources,
+    ray_session,
+)
 from orchestrator.config import ClusterConfig, RunConfig, ScalingConfig, TrackingConfig
 
 
@@ -50,6 +60,44 @@ def test_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert cluster_address(RunConfig()) == "auto"
     assert cluster_address(chosen) == "10.0.0.1:6379"
+
+
+@pytest.mark.parametrize("key", ["cluster.address", "RAY_ADDRESS"])
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        (
+            "127.0.0.1:9",
+            r"the Ray cluster at {key} = '127\.0\.0\.1:9' cannot be reached: .*refused; ",
+        ),
+        ("ray://[::1]:9", r"the Ray cluster at {key} = 'ray://\[::1\]:9' cannot be reached: "),
+        ("127.0.0.1:99999", r"the Ray cluster at {key} = '127\.0\.0\.1:99999' cannot be reached: "),
+        ("http://h:8265", r"{key} = 'http://h:8265': host:port \(or auto, .* morel submit takes"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_named_before_ray_tries(monkeypatch, key, address, reason):
+    import ray
+
+    def refuse(**options):
+        raise AssertionError("Ray was asked")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "auto" if key == "cluster.address" else address)
+    given = ClusterConfig(address=address if key == "cluster.address" else None)
+    with (
+        pytest.raises(MorelError, match=reason.format(key=re.escape(key))),
+        ray_session(RunConfig(cluster=given), dashboard=False),
+    ):
+        pass
+
+
+def test_a_cluster_that_listens_is_left_to_ray(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://localhost:{port}", "auto", "hosted://name"):
+            check_address(RunConfig(cluster=ClusterConfig(address=address)))
 
 
 def test_local_resources():

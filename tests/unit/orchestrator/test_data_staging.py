@@ -91,7 +91,6 @@ def test_images_that_are_read_from_files_stay_where_they_are(config, tmp_path):
     ("changes", "same"),
     [
         ({"augmentation": "idbh", "erasing": 0.5, "cutmix": 0.5, "crop_padding": 1}, True),
-        ({"extra_ratio": 0.1}, True),
         ({"holdout": 100}, False),
         ({"split_seed": 1}, False),
         ({"train_size": 100}, False),
@@ -104,6 +103,11 @@ def test_who_loads_the_same_images(changes, same):
     config = DataConfig()
     assert same_images(dataclasses.replace(config, **changes), config) == same
     assert same_images(config, dataclasses.replace(config, **changes)) == same
+
+
+def test_the_share_of_extra_images_changes_none_of_them():
+    one, other = (DataConfig(extra="more.npz", extra_ratio=share) for share in (0.1, 0.7))
+    assert same_images(one, other)
 
 
 def test_another_kind_of_data_set_has_other_images():

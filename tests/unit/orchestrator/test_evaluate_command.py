@@ -134,6 +134,11 @@ def test_the_command_prints_a_table_and_says_how_far_it_is(folder, capsys):
         ),
         (["--workers", "2", "--gpus-per-worker", "-1"], "--gpus-per-worker -1: 0 or more"),
         (["--workers", "2", "--device", "cuda"], "--gpus-per-worker 1: 2 workers × 1 = 2 GPUs"),
+        (["--workers", "2", "--device", "gpu"], "--device gpu: with --workers cpu or cuda"),
+        (
+            ["--workers", "2", "--device", "cuda", "--gpus-per-worker", "0"],
+            "--gpus-per-worker 0: --device cuda needs some",
+        ),
         (["modle.width=3"], "modle = {'width': 3}: unknown key; did you mean 'model'?"),
         (["--attacks", "square", "--transfer-from", "SELF"], "--transfer-from: PGD makes the"),
     ],

@@ -73,6 +73,15 @@ def test_every_file_gives_the_logits_of_the_trained_network(resnet: tuple[Path, 
     assert not any(path.suffix in (".pkl", ".pth") for path in folder.rglob("*"))
 
 
+@pytest.mark.parametrize("number", ["-5", "0", "61"])
+def test_as_many_images_as_there_are(resnet, tmp_path, capsys, number) -> None:
+    folder = tmp_path / "export"
+    argv = ["export", str(resnet[0]), "--to", str(folder), f"--num-images={number}"]
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"morel: --num-images {number}: 1 to 60 are in test\n"
+    assert not folder.exists()
+
+
 def test_the_snippet_of_the_card_runs_as_it_stands(resnet: tuple[Path, Path]) -> None:
     saved, folder = resnet
     card = (folder / "README.md").read_text()

@@ -29,6 +29,7 @@ def test_variables_of_the_list_are_put_in(monkeypatch, tmp_path):
         *("PATH", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
         *(
             "MOREL_DB_PASSWORD",
+            "MOREL_DB_PASS",
             "MOREL_API_KEY",
             "MOREL_STATE_KEY",
             "RAY_AUTH_TOKEN",

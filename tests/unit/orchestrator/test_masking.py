@@ -19,6 +19,9 @@ PLANTED = "s3cr3t-Pa55w0rd"
         ("at https://a-token@host, again", "at https://***@host, again"),
         ("postgresql+psycopg2://u:p%40w@db/m", "postgresql+psycopg2://***@db/m"),
         ("http://u:p@w@host", "http://***@host"),
+        ("http://me:se/cret@host:5000/x", "http://***@host:5000/x"),
+        ("http://me:s?e#c/r@t@host, again", "http://***@host, again"),
+        ("at https://a/token@host", "at https://***@host"),
         ("s3://bucket/runs?region=eu&secret_key=abc", "s3://bucket/runs?region=eu&secret_key=***"),
         ("http://host:5000 mail@example.org", "http://host:5000 mail@example.org"),
         ("sqlite:////runs/me@home/mlflow.db", "sqlite:////runs/me@home/mlflow.db"),
@@ -34,6 +37,12 @@ def test_addresses(text, shown):
         ("MLFLOW_TRACKING_PASSWORD", PLANTED, True),
         ("AWS_SECRET_ACCESS_KEY", PLANTED, True),
         ("HF_TOKEN", PLANTED, True),
+        ("DB_PASS", PLANTED, True),
+        ("MYSQL_PWD", PLANTED, True),
+        ("REGISTRY_AUTH", PLANTED, True),
+        ("PWD", PLANTED, False),
+        ("OLDPWD", PLANTED, False),
+        ("COMPASS", PLANTED, False),
         ("MLFLOW_TRACKING_URI", f"http://me:{PLANTED}@host", True),
         ("RAY_AUTH_TOKEN_PATH", PLANTED, False),  # where it is, not what it is
         ("SOME_TOKEN", "on", False),  # too short: "on" is in every other word
@@ -50,6 +59,9 @@ def test_values_of_the_environment(monkeypatch, name, value, hidden):
     ("key", "value"),
     [
         ("tracking.uri", f"http://me:{PLANTED}@host:5000"),
+        ("tracking.uri", f"http://me:a/{PLANTED}@host:5000"),
+        ("cluster.address", f"ray://me:{PLANTED}@host:1"),
+        ("cluster.address", f"ray://me:a/{PLANTED}@host:1"),
         ("tracking.uri", f"postgresql://host/mlflow?password={PLANTED}"),
         ("storage_path", f"s3://AKIA:{PLANTED}@bucket/runs"),
     ],

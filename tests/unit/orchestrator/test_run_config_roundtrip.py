@@ -57,8 +57,7 @@ def data(draw, mixes_labels):
         "crop_padding": draw(st.integers(0, 8)),
         "erasing": draw(UNIT),
         "cutmix": draw(UNIT) if mixes_labels else 0.0,
-        "extra": draw(st.none() | TEXT),
-        "extra_ratio": draw(SHARE),
+        **draw(st.just({}) | st.fixed_dictionaries({"extra": TEXT, "extra_ratio": SHARE})),
     }
     match draw(st.sampled_from(["bundled", "folder", "synthetic"])):
         case "bundled":
@@ -133,11 +132,12 @@ def optimizers(draw):
     schedule = draw(st.sampled_from(["constant", "piecewise", "cosine", "one_cycle"]))
     piecewise = schedule == "piecewise"
     milestones = sorted(draw(st.sets(st.integers(1, 200), max_size=4))) if piecewise else []
+    name = draw(st.sampled_from(["sgd", "adamw"]))
     return OptimizerConfig(
-        name=draw(st.sampled_from(["sgd", "adamw"])),
+        name=name,
         lr=draw(POSITIVE),
         momentum=draw(st.floats(0.01, 0.99)),
-        nesterov=draw(st.booleans()),
+        nesterov=name == "sgd" and draw(st.booleans()),
         weight_decay=draw(WEIGHT),
         no_decay_on_norm_and_bias=draw(st.booleans()),
         schedule=schedule,

@@ -208,3 +208,21 @@ def test_tune_calls_it_so():
     from ray.tune.trainable import trainable
 
     assert trainable._DICT_CHECKPOINT_FILE_NAME == seals.PICKLED
+
+
+@pytest.mark.parametrize(
+    ("folder", "key", "warned"),
+    [
+        ("s3://bucket/runs/hunt", "", 1),
+        ("s3://bucket/runs/hunt", "a key", 0),
+        ("/runs/hunt", "", 0),
+    ],
+)
+def test_a_search_in_an_object_store_without_a_key_is_warned_of(
+    search, monkeypatch, caplog, folder, key, warned
+):
+    monkeypatch.setenv("MOREL_STATE_KEY", key)
+    TrialSource(SpaceSearcher(search), concurrent=2, folder=folder, saved=[], closed=False)
+    said = [record.getMessage() for record in caplog.records if "MOREL" in record.getMessage()]
+    assert len(said) == warned
+    assert all(line.startswith(f"{folder}: whoever may write there can") for line in said)

@@ -277,6 +277,14 @@ TRUNK = "objective.alpha: {type: float, low: 1.0e-6, high: 1, log: true}"
             "parameters.objective.alpha = 'from 1e-06 to 1': searcher grid tries every value",
         ),
         (ALPHA + "budget: {wall_time_s: 0}", "budget.wall_time_s = 0.0: null or > 0"),
+        (
+            ALPHA + "budget: {target: 90}",
+            "budget.target = 90.0: accuracies are in [0, 1]: 90 % is written 0.9",
+        ),
+        (
+            ALPHA + "objective: {constraints: [train_seconds <= 90, clean_accuracy >= 90]}",
+            "objective.constraints = 'clean_accuracy >= 90': accuracies are in [0, 1]: 90 % is wr",
+        ),
         (ALPHA + "max_concurrent: 0", "max_concurrent = 0: null or >= 1"),
         (ALPHA + "resources: {workers: 0}", "resources.workers = 0: must be >= 1"),
         (ALPHA + "resources: {cpus_per_worker: 0}", "resources.cpus_per_worker = 0: must be >= 1"),

@@ -84,11 +84,25 @@ def test_other_commands_are_sent_as_they_are():
             "storage_path = 'runs': must be absolute in",
         ),
         (("train", "training.epochs=0"), "training.epochs = 0"),
+        (("status", "s", "storage_path=runs"), "storage_path = 'runs': must be absolute in"),
+        (("sync", "tracking.url=http://h"), "tracking.url = 'http://h': unknown key; did you"),
+        (("evaluate", "r", "modle.width=3"), "unknown key; did you mean 'model'?"),
+        (("fork", "r", "model.width=3", "storage_path=runs"), "storage_path = 'runs': must be"),
+        (("validate", "digits", "training.epochs=0"), "training.epochs = 0"),
+        (
+            ("export", "r", "--to", "new"),
+            "--to = 'new': must be absolute in a Ray job, as in --to /",
+        ),
+        (("export", "r", "--to", "s3://b/new"), "--to = 's3://b/new': must be absolute"),
+        (("report", "--out", "a.html"), "--out = 'a.html': must be absolute in a Ray job"),
+        (("report",), "--out = None: must be absolute in a Ray job, as in --out /shared/"),
         (("evaluate", "digits_cnn", "--weights", "m.pt"), "--weights = 'm.pt': must be absolute"),
         (
             ("train", "tracking.uri=http://me:planted@host:5000"),
             "tracking.uri: holds a password, and a job's command is shown to all",
         ),
+        (("train", "tracking.uri=http://me:a/planted@host:5000"), "tracking.uri: holds a password"),
+        (("status", "http://me:planted=@host"), "http://***@host: holds a password"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_sent(argv, reason):
@@ -96,6 +110,21 @@ def test_mistakes_are_found_before_anything_is_sent(argv, reason):
         asked(*argv)
     assert reason in str(caught.value)
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("fork", "r", "model.width=3", "training.epochs=2", "storage_path=/data"),
+        ("reproduce", "r", "--check", "storage_path=/data"),
+        ("export", "r", "--to", "/data/new", "storage_path=/data"),
+        ("report", "--out", "/data/page.html", "tracking.uri=http://h:1"),
+        ("compare", "tracking.uri=http://h:1"),
+        ("validate", "digits", "training.epochs=3"),
+    ],
+)
+def test_what_is_right_is_sent(argv):
+    assert asked(*argv).argv == list(argv)
 
 
 def test_files_must_be_among_what_is_uploaded(tmp_path):
