@@ -348,7 +348,7 @@ def concurrency(search: SearchConfig, cpus: float, gpus: float) -> int:
             f"{search.source}: resources.workers",
             asked.workers,
             f"one trial and its driver do not fit into {cpus:g} CPUs and {gpus:g} GPUs: ask for "
-            "fewer workers, or start a node with --resources '{\"control\": 1000}' for drivers",
+            "fewer workers, or start a node with --resources '{\"control\": 64}' for drivers",
         )
     return fits
 

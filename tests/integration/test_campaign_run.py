@@ -1,4 +1,4 @@
-"""`morel campaign` for real: two methods, two seeds; interrupted, finished, repeated."""
+"""`morel campaign` for real: two methods, three seeds; interrupted, finished, repeated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAMPAIGN: dict[str, Any] = {
     "overrides": SMALL | {"training.epochs": 1},
     "methods": {"plain": {"objective.morel": False}, "morel": {"objective.morel": True}},
     "pairs": {"morel": "plain"},
-    "seeds": [3, 4],
+    "seeds": [3, 4, 5],
     "primary": {"attack": "pgd5"},
     "report_attacks": ["fgsm"],
     "tuning": {
@@ -78,7 +78,7 @@ def test_report_is_what_mlflow_holds(result: CampaignResult, shared_storage: Pat
         query = f"tags.`morel.method` = '{method}' AND tags.`morel.phase` = 'replicates'"
         runs = recorded.runs(shared_storage, f"{query} AND tags.`morel.kind` = 'trial'")
         runs.sort(key=lambda run: int(run.data.tags["morel.seed"]))
-        assert [run.data.params["seed"] for run in runs] == ["3", "4"]
+        assert [run.data.params["seed"] for run in runs] == ["3", "4", "5"]
         assert {run.data.tags["morel.campaign"] for run in runs} == {"small"}
         assert all(set(result.report.metrics) <= run.data.metrics.keys() for run in runs)
         by_method[method] = [run.data.metrics[PGD] for run in runs]
@@ -117,7 +117,7 @@ def test_searches_hang_below_the_campaign(result: CampaignResult, shared_storage
     written = json.loads((shared_storage / "small" / "report.json").read_text())
     assert written["comparisons"][0]["sentence"] == result.report.comparisons[0].sentence
     fixed = json.loads((shared_storage / "small" / "fixed_beforehand.json").read_text())
-    assert fixed["fixed"]["seeds"] == [3, 4]
+    assert fixed["fixed"]["seeds"] == [3, 4, 5]
     # Written down before the first trial began.
     first = min(run.info.start_time for run in below)
     assert parent.info.start_time <= first
@@ -126,7 +126,7 @@ def test_searches_hang_below_the_campaign(result: CampaignResult, shared_storage
 def test_compare_shows_a_whole_campaign(result: CampaignResult, shared_storage: Path) -> None:
     runs = load_runs(f"sqlite:///{shared_storage}/mlflow.db", "morel", "small")
     rows = comparison_table(runs).rows
-    assert sorted(row.method or "" for row in rows) == ["morel"] * 4 + ["plain"] * 4
+    assert sorted(row.method or "" for row in rows) == ["morel"] * 5 + ["plain"] * 5
     assert {row.search for row in rows} == set(SEARCHES)
 
 
