@@ -82,16 +82,16 @@ def performance(results: Path = RESULTS) -> str:
     evaluations: list[str] = []
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text())
-        if result["benchmark"] == "step":
+        if result.get("benchmark") == "step":
             rounds = sorted({row["n"] for row in result["rows"]})
             note = f"{where(result)}; n = {', '.join(map(str, rounds))} (`{path.name}`):"
             parts.append(f"{note}\n\n{table(STEP_HEAD, step_rows(result))}")
-        elif result["benchmark"] == "evaluation":
+        elif result.get("benchmark") == "evaluation":
             evaluations.append(
                 f"Evaluation with {result['attack']} takes {cell(result['ratio'])} times its raw "
                 f"passes ({where(result)}, n = {result['n']}, `{path.name}`)."
             )
-        elif result["benchmark"] == "attacks":
+        elif result.get("benchmark") == "attacks":
             times = {name: cell(value) for name, value in result["ratio"].items()}
             evaluations.append(
                 f"For the same images torchattacks' PGD takes {times['torchattacks']} times as "
@@ -136,7 +136,7 @@ def searches(results: Path = RESULTS) -> str:
     for path in sorted(results.glob("search_*.json")):
         result = json.loads(path.read_text())
         source = f"({where(result, 'wall')}, `{path.name}`)"
-        match result["benchmark"]:
+        match result.get("benchmark"):
             case "search_replay":
                 asked = result["config"]
                 parts.append(

@@ -290,6 +290,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         running.close()
     outcome = running.outcome
     return {
+        "benchmark": "soak",
         "command": f"python -m tests.fault.soak --minutes {minutes:g} --seed {seed}",
         **revision().tags(),
         "seed": seed,
