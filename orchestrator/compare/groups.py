@@ -96,7 +96,7 @@ def group_runs(
 
 def _members(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs without searches and campaigns, and without tuning where there are replicates."""
-    found = [run for run in runs if run.kind not in ("search", "campaign")]
+    found = [run for run in runs if run.trained]
     replicated = any(run.tags.get(PHASE) == "replicates" for run in found)
     return [run for run in found if not (replicated and run.tags.get(PHASE) == "tuning")]
 
@@ -110,7 +110,7 @@ def _left_out(
     runs: Sequence[RunRecord], members: Sequence[RunRecord], ended: Sequence[RunRecord]
 ) -> list[str]:
     notes: list[str] = []
-    tuning = sum(run.kind not in ("search", "campaign") for run in runs) - len(members)
+    tuning = sum(run.trained for run in runs) - len(members)
     if tuning:
         notes.append(f"{tuning} trial(s) of tuning are left out: replicates alone are compared.")
     if len(members) > len(ended):

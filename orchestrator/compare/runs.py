@@ -66,6 +66,11 @@ class RunRecord:
     """First 36 characters of its data's fingerprint, if that was recorded."""
 
     @property
+    def trained(self) -> bool:
+        """Whether it is a training or a trial: searches and campaigns have no numbers."""
+        return self.kind not in ("search", "campaign")
+
+    @property
     def stop_reason(self) -> str:
         """Why it stopped, or that it has not."""
         return self.tags.get("morel.stop_reason") or self.status.lower()

@@ -82,7 +82,7 @@ def comparison_table(runs: Sequence[RunRecord], sort: str = "robust_accuracy") -
     """
     if sort not in get_args(Sort):
         raise ConfigError("sort", sort, f"one of {', '.join(get_args(Sort))}")
-    shown_runs = [run for run in runs if run.kind not in ("search", "campaign")]
+    shown_runs = [run for run in runs if run.trained]
     params = varied_params(shown_runs)
     holdout_attacks = _by_frequency(run.robust("holdout") for run in shown_runs)
     test_attacks = _by_frequency(run.robust("test") for run in shown_runs)

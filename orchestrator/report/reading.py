@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 TOP = 4
 """So many of the best trials have curves and evaluation records in the report."""
-PARENTS = ("search", "campaign")
 
 
 def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
@@ -40,15 +39,15 @@ def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
         MorelError: MLflow does not answer, or nothing of that name is there.
     """
     everything = load_runs(uri, experiment)
-    tops = [run for run in everything if run.kind in PARENTS and run.parent_mlflow_id is None]
+    tops = [run for run in everything if not run.trained and run.parent_mlflow_id is None]
     name = search or (tops[-1].run_id if tops else None)
     runs = of_search(everything, name, experiment) if name else everything
-    if not any(run.kind not in PARENTS for run in runs):
+    if not any(run.trained for run in runs):
         raise MorelError(
             f"experiment {experiment!r} has no trained run yet: morel tune or morel train records "
             "one; morel status NAME tells how a search is"
         )
-    subject = next((run for run in runs if run.kind in PARENTS and run.run_id == name), None)
+    subject = next((run for run in runs if not run.trained and run.run_id == name), None)
     reader = _Reader(open_client(uri, create=False))
     attack = _deciding_attack(runs, subject)
     trials = _trials(reader, runs, attack)
@@ -86,7 +85,7 @@ def _deciding_attack(runs: Sequence[RunRecord], subject: RunRecord | None) -> st
 
 def _trials(reader: _Reader, runs: Sequence[RunRecord], attack: str) -> list[Trial]:
     found: list[Trial] = []
-    singles = [run for run in runs if run.kind not in PARENTS]
+    singles = [run for run in runs if run.trained]
     several = len({run.search for run in singles}) > 1
     varied = {row.run_id: row.params for row in comparison_table(singles).rows}
     for index, run in enumerate(singles, start=1):
