@@ -33,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not needs_ray(item))
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures that use it
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the session's Ray with its last test: idle, it would take CPU from all that follow."""
+    if needs_ray(item) and not needs_ray(nextitem):
+        import ray
+
+        ray.shutdown()
+
+
 def group(item: pytest.Item) -> str:
     """The group's name."""
     if needs_ray(item):
@@ -40,6 +49,6 @@ def group(item: pytest.Item) -> str:
     return item.path.stem
 
 
-def needs_ray(item: pytest.Item) -> bool:
+def needs_ray(item: pytest.Item | None) -> bool:
     """Whether a test uses the session's Ray."""
     return "local_ray" in getattr(item, "fixturenames", ())
