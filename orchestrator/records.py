@@ -163,7 +163,7 @@ def source_tags(kind: str) -> dict[str, str]:
     }
     with contextlib.suppress(OSError, KeyError, ImportError):  # a container's user has no name
         tags["mlflow.user"] = getpass.getuser()
-    commit = revision().commit
+    commit = environment_tags()["morel.commit"]
     return tags | ({} if commit == "unknown" else {"mlflow.source.git.commit": commit})
 
 

@@ -2,6 +2,7 @@
 
 import platform
 import re
+import subprocess
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -123,6 +124,12 @@ def test_run_tags(config):
     assert (tags["morel.objective"], tags["morel.attack.evaluation"]) == ("trades", ATTACK)
     assert tags["morel.storage"] == "/data/runs/hunt"
     assert all(isinstance(value, str) for value in tags.values())
+
+
+def test_a_search_starts_no_processes_for_its_trials_tags(config, monkeypatch):
+    records.run_tags(config, "trial")
+    monkeypatch.setattr(subprocess, "run", None)
+    assert records.run_tags(config, "trial")["morel.kind"] == "trial"
 
 
 def test_mlflows_own_columns_are_filled(config, monkeypatch):
