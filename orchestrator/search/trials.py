@@ -160,6 +160,8 @@ class TrialBook:
         """Run ids of trials that somebody stopped."""
         self._trials: dict[str, Trial] = {}
         self._run_ids: dict[str, str] = {}
+        self._configs: dict[str, RunConfig] = {}
+        """With which each trial is recorded, by run id."""
         self._settled: set[str] = set()
         self._reported: dict[str, dict[str, Any]] = {}
         self._recorded = {
@@ -239,6 +241,7 @@ class TrialBook:
         else:
             resolved = to_dict(run)
             params = own_params(flatten(resolved), self._shared, searched)
+        self._configs[trial.run_id] = run
         self.recorder.start_run(
             trial.run_id,
             name=run_name(trial),
@@ -466,7 +469,7 @@ class TrialBook:
         return {"morel.missed": ", ".join(goal.complaints(objective, trial.last)) or "nothing"}
 
     def _retry_tags(self, trial: Trial) -> dict[str, str]:
-        return retry_tags(trial.retries, self.search.trial_config(trial.params), trial.last)
+        return retry_tags(trial.retries, self._configs[trial.run_id], trial.last)
 
     def show(self) -> None:
         """Let the view see what changed; what cannot be shown never ends a search."""
