@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _PAGE = 1_000
 SPLITS: tuple[Literal["holdout", "test"], ...] = ("holdout", "test")
+LINEAGE = "morel.pbt.lineage"
+"""Tag of a trial under pbt: when it took over whose network, and settings near that one's."""
 UNMASKED = "no evidence"
 """The tag ``morel.masking`` of a network whose verification found no masked gradients."""
 ATTACK_DETAILS = ("evaluation.attack.step_size", "evaluation.attack.init")

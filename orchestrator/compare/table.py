@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from morel_core.errors import ConfigError
 from orchestrator.compare.runs import (
+    LINEAGE,
     RunRecord,
     Score,
     measured_differently,
@@ -131,6 +132,12 @@ def comparison_table(
         notes.append(_UNFINISHED)
     if len({row.attack for row in rows if row.attack}) > 1:
         notes.append(_ATTACKS_DIFFER)
+    changed = sum(bool(run.tags.get(LINEAGE)) for run in shown_runs)
+    if changed:
+        notes.append(
+            f"{changed} run(s) were trained with settings that changed on the way: those shown are "
+            "the first ones; the artifact pbt.json of each has all."
+        )
     return Comparison(rows, params, notes + differences)
 
 

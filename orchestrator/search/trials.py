@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
 from orchestrator import ending, records, storage
+from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import RunConfig, flatten, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason
 from orchestrator.recovery import DAMAGED
@@ -324,7 +325,7 @@ class TrialBook:
             asdict(stage) | {"overrides": self.search.space.overrides(stage.params)}
             for stage in population.schedule(trial.number, trial.params)
         ]
-        tags = {"morel.pbt.lineage": population.lineage(trial.number)}
+        tags = {LINEAGE: population.lineage(trial.number)}
         if len(stages) > 1:  # no run of constant settings is its twin
             tags["morel.key"] = hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:16]
         return tags, {"pbt.json": json.dumps(stages, indent=2)}

@@ -287,3 +287,10 @@ def test_best_by_verified_accuracy(runs):
     runs.append(run("checked", measured("best.holdout", 0.9, 0.1) | verified))
     assert comparison_table(runs, "verified_accuracy").rows[0].name == "checked"
     assert [r.name for r in pick(runs, ["verified_accuracy > 0.1"])] == ["checked"]
+
+
+def test_settings_that_changed_on_the_way_are_said_to_be_the_first(runs):
+    assert not [note for note in comparison_table(runs).notes if "changed on the way" in note]
+    runs[1] = replace(runs[1], tags={"morel.pbt.lineage": "epoch 3 from trial 002"})
+    (note,) = [note for note in comparison_table(runs).notes if "changed on the way" in note]
+    assert note.startswith("1 run(s) were trained with settings that changed")
