@@ -7,6 +7,7 @@ same memory. Data sets that are read file by file stay where they are.
 from __future__ import annotations
 
 import dataclasses
+import platform
 import warnings
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from morel_core.config import DataConfig
 from morel_core.data import Dataset, TensorSource
+from morel_core.errors import MorelError
 
 PARTS = ("train", "holdout", "test", "extra")
 INDICES = ("train_indices", "holdout_indices")
@@ -55,6 +57,20 @@ class Staged:
         import ray
 
         return unpacked(ray.get(self.reference), device)
+
+    def check(self, config: DataConfig, data: Dataset) -> None:
+        """Raise `MorelError` where this node's files are not the ones that the driver has hashed.
+
+        Args:
+            config: what ``data`` was loaded by, here.
+            data: on this node.
+        """
+        if self.fits(config) and data.fingerprint != self.fingerprint:
+            raise MorelError(
+                f"data.root = {config.root}: the images on node {platform.node()} are not the "
+                f"driver's (fingerprint {data.fingerprint[:12]}, not {self.fingerprint[:12]}): "
+                "give every node the same files, or one shared folder"
+            )
 
 
 def stage(config: DataConfig, data: Dataset) -> Staged:

@@ -103,6 +103,7 @@ def train_loop(loop_config: dict[str, Any]) -> None:
     devices = get_device()
     device = devices[0] if isinstance(devices, list) else devices
     trainer = Trainer(config, data=staged.take(config.data, device), device=device)
+    staged.check(config.data, trainer.data)
     start, damaged = checkpoint_to_start_from(stretch)
     again: list[dict[str, float]] = []
     if start is not None:
@@ -233,6 +234,8 @@ class MorelTrial(tune.Trainable):
             self.data = self.staged.take(run.data, device) if self.staged is not None else None
         self.run_config = run
         self.trainer = Trainer(run, data=self.data, device=device)
+        if self.staged is not None:
+            self.staged.check(run.data, self.trainer.data)
         self.known_epoch: int | None = None
         self.data = self.trainer.data
         self.damaged = ""

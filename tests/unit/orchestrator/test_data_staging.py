@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_evaluation import TINY
 
-from morel_core import Trainer
+from morel_core import MorelError, Trainer
 from morel_core.config import DataConfig
 from morel_core.data import Dataset, ImageFolderConfig, ImageFolderSource, load_data
 from orchestrator import staging
@@ -119,3 +119,14 @@ def test_every_setting_decides_on_images_or_on_what_is_done_with_them():
     """A new setting is taken to decide on images until it is listed."""
     known = {field.name for field in dataclasses.fields(DataConfig)}
     assert set(staging.NOT_IMAGES) < known
+
+
+def test_a_node_with_other_files_is_refused():
+    """Of images that each node reads for itself nobody else would notice."""
+    config = DataConfig(name="digits")
+    data = load_data(config)
+    read_here = Staged(config, "0" * 64, None)
+    with pytest.raises(MorelError, match=r"are not the driver's \(fingerprint .*, not 0{12}\)"):
+        read_here.check(config, data)
+    read_here.check(dataclasses.replace(config, split_seed=1), data)  # nobody hashed these
+    Staged(config, data.fingerprint, None).check(config, data)
