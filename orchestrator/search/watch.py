@@ -48,6 +48,9 @@ class Watch:
         self.book = book
         base = book.search.base
         self.folder = f"{base.storage_path}/{base.name}"
+        parent = book.search.parent
+        self.parent = f"{base.storage_path}/{parent}" if parent else None
+        """Of a campaign's search the campaign's folder: it has no ears of its own."""
         earlier = status.read(self.folder) or {}
         book.held_before = _held(earlier)
         self.meter = Meter(book.search, _wall(earlier), book.held_before)
@@ -169,7 +172,7 @@ class Watch:
             self.state = "interrupted" if self.pausing is None else "paused"
             if self.pausing is not None:
                 control.forget_pause(self.folder)
-                raise Paused("paused by morel stop; the same command goes on") from error
+                raise Paused(f"paused by morel stop; {self._again()}") from error
             raise
         except BaseException as error:
             self.state = "failed"
@@ -184,6 +187,11 @@ class Watch:
                 self._write()
             except (OSError, LeaseLostError) as error:
                 _logger.warning("the status cannot be written: %s", error)
+
+    def _again(self) -> str:
+        """What goes on: without its name ``morel tune`` would begin another search."""
+        name = "" if self.parent else f" (with name={self.book.search.base.name})"
+        return f"the same command{name} goes on"
 
     def _run(self) -> None:
         written, pause = 0.0, WRITE_S
@@ -200,6 +208,8 @@ class Watch:
             self._ended.wait(POLL_S)
 
     def _listen(self) -> None:
+        if self.pausing is None and self.parent is not None and control.is_paused(self.parent):
+            control.ask_pause(self.folder)  # passed on: workers look there
         names = control.requests(self.folder)
         self._stops = control.stops_asked(names)
         if self.pausing is None and control.pause_asked(names):

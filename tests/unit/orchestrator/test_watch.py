@@ -117,7 +117,7 @@ def test_a_pause_says_that_the_command_goes_on(watching):
             until(lambda: watching.pausing is not None)
             watching.interrupted = True
 
-    with pytest.raises(Paused, match="the same command goes on"):
+    with pytest.raises(Paused, match=r"the same command \(with name=hunt\) goes on"):
         pause()
     assert status.read(watching.folder)["state"] == "paused"
     assert control.requests(watching.folder) == []
@@ -130,6 +130,24 @@ def test_how_a_driver_ended(watching, error, state):
     with pytest.raises(error), watching.watching():
         raise error("no more space")
     assert status.read(watching.folder)["state"] == state
+
+
+def test_a_pause_of_its_campaign_is_heard_and_passed_on_to_its_workers(book, monkeypatch):
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
+    book.search = replace(book.search, parent="all")
+    campaign, watching = f"{book.search.base.storage_path}/all", Watch(book)
+
+    def pause():
+        with watching.watching(), watching.tuning():
+            control.ask_pause(campaign)
+            until(lambda: watching.pausing is not None)
+            assert control.is_paused(watching.folder)
+            watching.interrupted = True
+
+    with pytest.raises(Paused, match="the same command goes on"):
+        pause()
+    found = status.read(watching.folder)
+    assert (found["state"], found["parent"]) == ("paused", "all")
 
 
 def test_a_pause_that_comes_while_ray_starts_is_heard(watching):
