@@ -79,20 +79,25 @@ class Watch:
         self.book.adopt(tune_trials[self._over :])
         if self.pausing is None or self.interrupted:
             return
-        # Only a trial in a Tune actor can be told to save; others have their own checkpoints.
         awaited = [
             trial
             for trial in tune_trials
             if trial.status == "RUNNING" and trial.trial_id not in self._saved
         ]
-        alone = self.book.search.resources.workers == 1
-        if not (alone and awaited) or time.time() - self.pausing > control.GRACE_S:
+        if not awaited or time.time() - self.pausing > control.GRACE_S:
             self.interrupt()
 
     def report(self, tune_trial: Any, report: dict[str, Any]) -> None:
-        """A report arrived; while a pause is asked for it is followed by a checkpoint."""
-        if self.pausing is not None and self.book.search.resources.workers == 1:
-            report[SHOULD_CHECKPOINT] = True
+        """A report arrived; while a pause is asked for it comes with a checkpoint.
+
+        One worker is told to save here. Several have seen the request themselves; a save by Tune
+        would end them (`MultiWorkerTrial`).
+        """
+        if self.pausing is not None:
+            if self.book.search.resources.workers == 1:
+                report[SHOULD_CHECKPOINT] = True
+            elif report.get("checkpoint_path"):
+                self.saved(tune_trial)
         self.book.result(tune_trial, report)
 
     def saved(self, tune_trial: Any) -> None:

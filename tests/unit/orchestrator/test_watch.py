@@ -12,7 +12,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 
 from orchestrator import control, storage
 from orchestrator.search import status, watch
-from orchestrator.search.settings import BudgetConfig
+from orchestrator.search.settings import BudgetConfig, ResourcesConfig
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.watch import Paused, Watch
 
@@ -73,6 +73,20 @@ def test_a_pause_waits_until_running_trials_are_saved(watching, interrupts):
         watching.turn(trials)
         assert len(interrupts) == 1
     assert control.requests(watching.folder) == ["pause.json"]  # no exception: nobody was paused
+
+
+def test_a_pause_waits_until_several_workers_have_saved_for_themselves(watching, interrupts):
+    asked = replace(watching.book.search, resources=ResourcesConfig(workers=2))
+    watching.book.search = asked
+    trial = tune_trial()
+    watching.report(trial, report(1, checkpoint_path="/before"))
+    watching.pausing = time.time()
+    for path, ended in ((None, 0), ("/there", 1)):
+        newest = report(2, checkpoint_path=path)
+        watching.report(trial, newest)
+        assert SHOULD_CHECKPOINT not in newest  # it would end the workers
+        watching.turn([trial])
+        assert len(interrupts) == ended
 
 
 def test_a_pause_does_not_wait_for_ever(watching, interrupts, monkeypatch):
