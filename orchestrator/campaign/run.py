@@ -179,7 +179,10 @@ def campaign_params(campaign: CampaignConfig) -> dict[str, Any]:
 def _outcomes(
     campaign: CampaignConfig, store: OutcomeStore, view: CampaignView, force_code: bool
 ) -> dict[str, MethodOutcome]:
-    """Both phases: all methods are tuned before the first replicate is trained."""
+    """Both phases: all methods are tuned before the first replicate is trained.
+
+    What is not settled is not kept: the same command looks at it again.
+    """
 
     def run(text: str, search: SearchConfig) -> SearchResult:
         with view.follow(text, search) as shown:
@@ -192,14 +195,15 @@ def _outcomes(
         if kept is None and campaign.tuned:
             result = run(f"tuning {place}", search)
             kept = Tuning.of(result)
-            store.save(method, "tuning", kept)
+            if kept.run_id is not None or settled(result):
+                store.save(method, "tuning", kept)
         tunings[method] = kept
     outcomes: dict[str, MethodOutcome] = {}
     for number, (method, tuning) in enumerate(tunings.items(), start=1):
         place = f"{number}/{len(tunings)} {method}"
         found = store.replicates(method)
         if tuning is not None and tuning.run_id is None:
-            view.say(f"replicates {place}: no trial of its tuning was measured")
+            view.say(f"replicates {place}: its tuning has no winner")
         elif found is None:
             chosen = tuning.settings if tuning else {}
             result = run(f"replicates {place}", campaign.replicates(method, chosen))
