@@ -26,6 +26,7 @@ key=value changes any setting, as in
 """
 OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 SEARCH = "name=… of the search"
+WHOLE = "name=… of the search, campaign or run"
 
 Command = Callable[[argparse.Namespace, list[str]], int]
 
@@ -77,8 +78,8 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     force_option(campaign)
 
-    status = add(commands, "status", given, "how a search is, from any machine")
-    status.add_argument("name", help=SEARCH)
+    status = add(commands, "status", given, "how a search or campaign is, from any machine")
+    status.add_argument("name", help="name=… of the search or campaign")
 
     top = add(commands, "top", given, "how a search is, kept up to date until it ends")
     top.add_argument("name", help=SEARCH)
@@ -87,8 +88,8 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     logs.add_argument("name", help=SEARCH)
     logs.add_argument("trial", nargs="?", type=int, help="number of one trial; default: all")
 
-    stop = add(commands, "stop", given, "pause a search, or stop some of its trials for good")
-    stop.add_argument("name", help=SEARCH)
+    stop = add(commands, "stop", given, "pause a search, campaign or run, or end some trials")
+    stop.add_argument("name", help=WHOLE)
     stop.add_argument(
         "trials", nargs="*", type=int, metavar="TRIAL",
         help="numbers of trials, which end with their next report; default: pause the search, "

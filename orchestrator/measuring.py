@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,8 +57,9 @@ def measure_verified(
 
     Returns:
         JSON: ``evaluation``, the record with its outcomes per image; ``worst_case`` over all
-        attacks; ``findings`` of `examine` and `suspicious`.
+        attacks; ``findings`` of `examine` and `suspicious`; ``seconds`` that all of it took.
     """
+    started = time.perf_counter()
     trainer = load_best(values, checkpoint)
     settings, holdout = trainer.config.evaluation, trainer.data.holdout
     indices = torch.arange(num_images or len(holdout))
@@ -88,6 +90,7 @@ def measure_verified(
             "evaluation": json.loads(result.to_json()),
             "worst_case": {"accuracy": right / n, "accuracy_low": low, "accuracy_high": high},
             "findings": [asdict(finding) for finding in [*found, *suspicious(result)]],
+            "seconds": time.perf_counter() - started,
         },
         indent=2,
     )
@@ -104,8 +107,10 @@ def measure_final(
         attacks: names as in `morel_core.attacks.catalogue`; default: the evaluation attack.
 
     Returns:
-        ``record``: the evaluation's record; ``files``: name → content of the exported model.
+        ``record``: the evaluation's record; ``files``: name → content of the exported model;
+        ``seconds`` that all of it took.
     """
+    started = time.perf_counter()
     trainer = load_best(values, checkpoint)
     asked = make_attacks(attacks, trainer.config.evaluation.attack)
     result = trainer.evaluate("test", asked or {trainer.eval_attack.name: trainer.eval_attack})
@@ -118,4 +123,5 @@ def measure_final(
         "files": files,
         "shape": list(trainer.data.shape),
         "num_classes": trainer.data.num_classes,
+        "seconds": time.perf_counter() - started,
     }

@@ -274,6 +274,8 @@ class Exported:
     metrics: dict[str, float]
     model: ModelPayload
     evaluation: str
+    seconds: float = 0.0
+    """That the measurement took; 0 in what earlier versions kept."""
 
 
 def store_export(folder: str, final: Mapping[str, Any]) -> Exported:
@@ -293,4 +295,5 @@ def store_export(folder: str, final: Mapping[str, Any]) -> Exported:
             "torch_version": torch.__version__,
         },
         evaluation=final["json"],
+        seconds=final["seconds"],
     )

@@ -79,7 +79,8 @@ class Pause:
                 self.asked = time.time()
         elif saved > self.asked or time.time() - self.asked > control.GRACE_S:
             control.forget_pause(self.folder)
-            raise Paused("paused by morel stop; the same command goes on")
+            name = self.folder.rpartition("/")[2]
+            raise Paused(f"paused by morel stop; the same command (with name={name}) goes on")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ class Tuning:
 
     search: str
     run_id: str | None
-    """Of the winner; None if no trial was measured."""
+    """Of the winner; None if there is none."""
     label: str
     settings: dict[str, Any]
     """What it chose, by dotted key."""
@@ -113,9 +113,14 @@ class MethodOutcome:
 
 
 def settled(result: SearchResult) -> bool:
-    """Whether all replicates are trained and measured, or never will be."""
-    ended = all(trial.state != "running" and not trial.untested for trial in result.trials)
-    return ended and len(result.trials) == result.search.total_trials
+    """Whether all trials are trained and measured, or never will be."""
+    ended = all(trial.state != "running" and not _lost(trial) for trial in result.trials)
+    return ended and (len(result.trials) == result.search.total_trials or bool(result.cut))
+
+
+def _lost(trial: Trial) -> bool:
+    """Whether a measurement of it failed, which the same command tries again."""
+    return bool(trial.untested) or (bool(trial.standing) and trial.verified is None)
 
 
 class OutcomeStore:

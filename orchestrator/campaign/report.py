@@ -137,7 +137,7 @@ def _row(campaign: CampaignConfig, method: str, outcome: MethodOutcome) -> Metho
     runs = {run.seed: run for run in found.runs} if found else {}
     measured = [run for run in runs.values() if run.test]
     if found is None:
-        lost = ["no replicates: no trial of its tuning was measured"]
+        lost = ["no replicates: its tuning has no winner"]
     else:
         lost = [
             f"seed {seed}: {runs[seed].lost if seed in runs else 'not trained'}"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
-from orchestrator import records, storage
+from orchestrator import control, records, storage
 from orchestrator.campaign.definition import CampaignConfig
 from orchestrator.campaign.note import campaign_note
 from orchestrator.campaign.outcomes import (
@@ -27,6 +27,7 @@ from orchestrator.campaign.report import (
     build_report,
     report_metrics,
 )
+from orchestrator.campaign.searches import REGISTRATION
 from orchestrator.campaign.tables import to_csv, to_json, to_markdown
 from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.fingerprint import code_hash
@@ -41,7 +42,6 @@ from orchestrator.validate import check_fits
 
 # A resumed campaign may find its data elsewhere; what it compares stays.
 MAY_CHANGE = {"base.data.root", "base.data.download"}
-REGISTRATION = "fixed_beforehand.json"
 
 
 class CampaignView(Protocol):
@@ -83,7 +83,8 @@ def run_campaign(
 ) -> CampaignResult:
     """Tune every method, train what tuning chose with every seed, measure, compare.
 
-    A phase of a method that is over is never run again; one that was interrupted goes on.
+    A phase of a method that is over is never run again; one that was interrupted goes on. A pause
+    that is asked of the campaign is heard by the search that runs, and ends both.
 
     Args:
         campaign: what to compare.
@@ -99,7 +100,8 @@ def run_campaign(
     if cluster_address(base) is None:
         for search in campaign.searches.values():
             check_resources(search, *local_resources())
-    with held(f"{base.storage_path}/{campaign.name}", base.cluster.lease_s):
+    with held(f"{base.storage_path}/{campaign.name}", base.cluster.lease_s) as fence:
+        control.forget_pause(fence.folder)  # asked of an earlier driver
         return _run_campaign(campaign, view or Unseen(), force_code)
 
 
@@ -177,7 +179,10 @@ def campaign_params(campaign: CampaignConfig) -> dict[str, Any]:
 def _outcomes(
     campaign: CampaignConfig, store: OutcomeStore, view: CampaignView, force_code: bool
 ) -> dict[str, MethodOutcome]:
-    """Both phases: all methods are tuned before the first replicate is trained."""
+    """Both phases: all methods are tuned before the first replicate is trained.
+
+    What is not settled is not kept: the same command looks at it again.
+    """
 
     def run(text: str, search: SearchConfig) -> SearchResult:
         with view.follow(text, search) as shown:
@@ -190,14 +195,15 @@ def _outcomes(
         if kept is None and campaign.tuned:
             result = run(f"tuning {place}", search)
             kept = Tuning.of(result)
-            store.save(method, "tuning", kept)
+            if kept.run_id is not None or settled(result):
+                store.save(method, "tuning", kept)
         tunings[method] = kept
     outcomes: dict[str, MethodOutcome] = {}
     for number, (method, tuning) in enumerate(tunings.items(), start=1):
         place = f"{number}/{len(tunings)} {method}"
         found = store.replicates(method)
         if tuning is not None and tuning.run_id is None:
-            view.say(f"replicates {place}: no trial of its tuning was measured")
+            view.say(f"replicates {place}: its tuning has no winner")
         elif found is None:
             chosen = tuning.settings if tuning else {}
             result = run(f"replicates {place}", campaign.replicates(method, chosen))

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 def status_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel status``."""
+    from orchestrator.campaign import searches
     from orchestrator.search.operations import look
     from orchestrator.search.status_view import print_status
 
     _, results = consoles(arguments)
-    found = look(arguments.name, settings(overrides))
+    name, config = arguments.name, settings(overrides)
+    campaign = searches.look(name, config)
+    found = look(name, config) if campaign is None else campaign
     if arguments.json:
         print(json.dumps(found))
+    elif campaign is not None:
+        print("\n".join(searches.lines(campaign)))
     else:
         print_status(results, found)
     return 0

@@ -1,4 +1,4 @@
-"""What a search has spent on training, and whether that ends it."""
+"""What a search has spent, and whether its training has spent the budget."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ class Cost:
     """CPUs of a trial × seconds of its training, summed over trials; repeated epochs count."""
     gpu_seconds: float = 0.0
     """As ``cpu_seconds``, for GPUs."""
+    verification_seconds: float = 0.0
+    """Of the candidates' verifications, each on the CPUs and GPUs of one worker; no budget bounds
+    them, nor ``test_seconds``."""
+    test_seconds: float = 0.0
+    """As ``verification_seconds``, of what was measured on the test set."""
 
     def metrics(self) -> dict[str, float]:
         """As recorded."""
@@ -65,6 +70,8 @@ class Meter:
             wall_seconds=self._wall_before + now - self._began,
             cpu_seconds=each["cost.cpu_seconds"],
             gpu_seconds=each["cost.gpu_seconds"],
+            verification_seconds=sum(t.verified.seconds for t in trials if t.verified),
+            test_seconds=sum(t.test_seconds for t in trials),
         )
 
     def held(self, trials: Sequence[Trial], now: float) -> dict[str, float]:

@@ -89,7 +89,7 @@ def _record(
     winner: Trial | None,
     recorder: Recorder,
 ) -> None:
-    trial.test = measured.metrics
+    trial.test, trial.test_seconds = measured.metrics, measured.seconds
     recorder.finish(
         trial.run_id,
         status="FINISHED",

@@ -81,7 +81,7 @@ def search_note(
     name = str(search.base.name)
     first, *others = (cell(line) for line in result_lines(search, trials, winner))
     what = f" {cell(search.description)}." if search.description else ""
-    spent = f"{cost}, {duration(cost.wall_seconds)} of wall time"
+    spent = f"{cost}, {duration(cost.wall_seconds)} of wall time{_beside(cost)}"
     head = f"**{search.name}** on `{search.recipe}`: {len(trials)} trials, {spent}.{what}"
     again = {
         **({f"morel reproduce {name}": "the winner again, and compared"} if winner else {}),
@@ -97,6 +97,13 @@ def search_note(
         commands(search.base, again),
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _beside(cost: Cost) -> str:
+    """What measuring cost after the training, which the cost of trials does not count."""
+    parts = {"verification": cost.verification_seconds, "the test set": cost.test_seconds}
+    spent = [f"{duration(seconds)} of {what}" for what, seconds in parts.items() if seconds]
+    return f" (besides: {' and '.join(spent)})" if spent else ""
 
 
 def _best(search: SearchConfig, trials: Sequence[Trial], winner: Trial | None) -> str:

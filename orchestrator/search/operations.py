@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from morel_core.errors import MorelError
 from orchestrator import control, lease, storage
+from orchestrator.campaign import searches
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.search import status
@@ -29,12 +30,17 @@ def look(name: str, config: RunConfig) -> dict[str, Any]:
         config: where storage and MLflow are.
 
     Raises:
-        MorelError: neither knows a search of that name.
+        MorelError: neither knows a search of that name; a campaign's searches are named.
     """
     check_run_id(name)
     found = _from_storage(f"{config.storage_path}/{name}")
     if found is not None:
         return found
+    campaign = searches.look(name, config)
+    if campaign is not None:
+        raise MorelError(
+            f"{name} is a campaign: name one of its searches, {searches.named(campaign)}"
+        )
     runs = _runs(name, config)
     folder = next(run for run in runs if run.kind == "search").tags.get("morel.storage", "")
     return (_from_storage(folder) if folder else None) or _from_mlflow(name, folder, runs)
@@ -121,11 +127,15 @@ def _trial(run: RunRecord) -> dict[str, Any]:
 def stop(name: str, numbers: Sequence[int], config: RunConfig) -> list[str]:
     """Ask the driver to pause the search, or to stop some trials; returns what was asked.
 
+    A single run and a campaign can be paused alone.
+
     Raises:
         MorelError: no driver is there to hear it, or a trial is unknown or has ended.
     """
-    check_run_id(name)
     own = f"{config.storage_path}/{name}"
+    campaign = searches.look(name, config)
+    if campaign is not None and not numbers:
+        return _stop_campaign(campaign)
     if not numbers and status.read(own) is None and lease.holder(own) is not None:
         control.ask_pause(own)  # a single run
         return [f"{name} is asked to pause: it is saved with its next report"]
@@ -137,7 +147,8 @@ def stop(name: str, numbers: Sequence[int], config: RunConfig) -> list[str]:
         raise MorelError(f"{name}: nothing to stop: the search is {found['state']}{heard}")
     if not numbers:
         control.ask_pause(folder)
-        return [f"{name} is asked to pause: running trials are saved, the same command goes on"]
+        again = f"{found['parent']}'s" if found.get("parent") else f"the same (with name={name})"
+        return [f"{name} is asked to pause: running trials are saved, {again} command goes on"]
     ended = {
         trial["number"]: trial["state"]
         for trial in found["trials"]
@@ -151,6 +162,18 @@ def stop(name: str, numbers: Sequence[int], config: RunConfig) -> list[str]:
     for number in numbers:
         control.ask_stop(folder, number)
     return [f"trial {number} of {name} is asked to end with its next report" for number in numbers]
+
+
+def _stop_campaign(found: Mapping[str, Any]) -> list[str]:
+    """Ask a campaign's driver to pause; raises `MorelError` if there is none."""
+    name = found["name"]
+    if found["holder"] is None:
+        raise MorelError(f"{name}: nothing to stop: no driver of the campaign is at work")
+    control.ask_pause(found["folder"])
+    return [
+        f"{name} is asked to pause: running trials of its search are saved, the same command "
+        "goes on"
+    ]
 
 
 # --- what happened -------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class Verified:
     """Evidence that its gradients mislead attacks; an honest network has none."""
     metrics: dict[str, float]
     """As recorded."""
+    seconds: float
+    """That it cost this search: 0 where it was taken over, or kept by an earlier version."""
 
     @staticmethod
     def from_json(document: str) -> Verified:
@@ -75,6 +77,7 @@ class Verified:
                 if finding["code"] not in NO_EVIDENCE
             ],
             metrics=metrics,
+            seconds=float(content.get("seconds", 0.0)),
         )
 
     def __str__(self) -> str:

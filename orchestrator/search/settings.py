@@ -160,7 +160,10 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """What ends a search before its trials are done. Running trials end too, and are kept."""
+    """What ends a search before its trials are done. Running trials end too, and are kept.
+
+    It bounds the training of trials: verification and test set come on top.
+    """
 
     wall_time_s: float | None = None
     """Seconds since the search began, interruptions left out."""

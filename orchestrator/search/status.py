@@ -92,6 +92,7 @@ def describe(
     counts["not started"] = search.total_trials - len(trials)
     return {
         "name": search.base.name,
+        "parent": search.parent,
         "state": state,
         "updated": now,
         "host": socket.gethostname(),

@@ -30,9 +30,7 @@ REFRESH_S = 2.0
 
 def head_lines(found: Mapping[str, Any]) -> list[str]:
     """The search as a whole, in sentences."""
-    counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items())
-    reason = f" ({found['cut']})" if found.get("cut") else ""
-    lines = [f"{found['name']}: {found['state']}{reason}; {found['total_trials']} trials: {counts}"]
+    lines = [state_line(found)]
     if found.get("driver") is False:
         return [*lines, f"from MLflow alone: its storage {found['folder']} is not to be seen here"]
     quiet = status.silence(found)
@@ -62,6 +60,13 @@ def head_lines(found: Mapping[str, Any]) -> list[str]:
     if found["seconds_left"] is not None and found["state"] == "training" and quiet is None:
         lines.append(f"about {span(found['seconds_left'])} left, if trials go on as so far")
     return lines
+
+
+def state_line(found: Mapping[str, Any]) -> str:
+    """Its state, and how many trials are in which."""
+    counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items())
+    reason = f" ({found['cut']})" if found.get("cut") else ""
+    return f"{found['name']}: {found['state']}{reason}; {found['total_trials']} trials: {counts}"
 
 
 def span(seconds: float) -> str:

@@ -70,6 +70,8 @@ class Trial:
     checkpoint: str | None = None
     test: dict[str, float] = field(default_factory=lambda: dict[str, float]())
     """Final numbers on the test set: the winner's alone, unless ``final.trials`` says otherwise."""
+    test_seconds: float = 0.0
+    """That measuring them took."""
     untested: str = ""
     """Why those could not be measured."""
     verified: Verified | None = None

@@ -132,12 +132,17 @@ def _places(search: SearchConfig, trial: Trial, twins: Twins | None) -> list[str
 
 
 def _kept(search: SearchConfig, trial: Trial, twins: Twins | None) -> Verified | None:
-    """What an earlier command found; None if there is nothing, or half a file."""
-    for place in _places(search, trial, twins):
+    """What an earlier command found; None if there is nothing, or half a file.
+
+    What another search found has cost this one nothing.
+    """
+    own, *shared = _places(search, trial, twins)
+    for place in (own, *shared):
         text = storage.read_text(place)
         try:
             if text:
-                return Verified.from_json(text)
+                found = Verified.from_json(text)
+                return found if place == own else dataclasses.replace(found, seconds=0.0)
         except (ValueError, KeyError):
             continue
     return None

@@ -48,6 +48,9 @@ class Watch:
         self.book = book
         base = book.search.base
         self.folder = f"{base.storage_path}/{base.name}"
+        parent = book.search.parent
+        self.parent = f"{base.storage_path}/{parent}" if parent else None
+        """Of a campaign's search the campaign's folder: it has no ears of its own."""
         earlier = status.read(self.folder) or {}
         book.held_before = _held(earlier)
         self.meter = Meter(book.search, _wall(earlier), book.held_before)
@@ -76,20 +79,25 @@ class Watch:
         self.book.adopt(tune_trials[self._over :])
         if self.pausing is None or self.interrupted:
             return
-        # Only a trial in a Tune actor can be told to save; others have their own checkpoints.
         awaited = [
             trial
             for trial in tune_trials
             if trial.status == "RUNNING" and trial.trial_id not in self._saved
         ]
-        alone = self.book.search.resources.workers == 1
-        if not (alone and awaited) or time.time() - self.pausing > control.GRACE_S:
+        if not awaited or time.time() - self.pausing > control.GRACE_S:
             self.interrupt()
 
     def report(self, tune_trial: Any, report: dict[str, Any]) -> None:
-        """A report arrived; while a pause is asked for it is followed by a checkpoint."""
-        if self.pausing is not None and self.book.search.resources.workers == 1:
-            report[SHOULD_CHECKPOINT] = True
+        """A report arrived; while a pause is asked for it comes with a checkpoint.
+
+        One worker is told to save here. Several have seen the request themselves; a save by Tune
+        would end them (`MultiWorkerTrial`).
+        """
+        if self.pausing is not None:
+            if self.book.search.resources.workers == 1:
+                report[SHOULD_CHECKPOINT] = True
+            elif report.get("checkpoint_path"):
+                self.saved(tune_trial)
         self.book.result(tune_trial, report)
 
     def saved(self, tune_trial: Any) -> None:
@@ -169,7 +177,7 @@ class Watch:
             self.state = "interrupted" if self.pausing is None else "paused"
             if self.pausing is not None:
                 control.forget_pause(self.folder)
-                raise Paused("paused by morel stop; the same command goes on") from error
+                raise Paused(f"paused by morel stop; {self._again()}") from error
             raise
         except BaseException as error:
             self.state = "failed"
@@ -184,6 +192,11 @@ class Watch:
                 self._write()
             except (OSError, LeaseLostError) as error:
                 _logger.warning("the status cannot be written: %s", error)
+
+    def _again(self) -> str:
+        """What goes on: without its name ``morel tune`` would begin another search."""
+        name = "" if self.parent else f" (with name={self.book.search.base.name})"
+        return f"the same command{name} goes on"
 
     def _run(self) -> None:
         written, pause = 0.0, WRITE_S
@@ -200,6 +213,8 @@ class Watch:
             self._ended.wait(POLL_S)
 
     def _listen(self) -> None:
+        if self.pausing is None and self.parent is not None and control.is_paused(self.parent):
+            control.ask_pause(self.folder)  # passed on: workers look there
         names = control.requests(self.folder)
         self._stops = control.stops_asked(names)
         if self.pausing is None and control.pause_asked(names):

@@ -22,6 +22,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from morel_core.errors import MorelError
 from orchestrator.search import status
 from orchestrator.search.resume import saved_trials
 from orchestrator.search.searcher import SpaceSearcher
@@ -56,8 +57,10 @@ class Killed:
     space: Path
     seen: list[list[str]]
     """Keys in the journal at each kill."""
-    resumed: dict[str, int]
-    """Epochs that running trials had saved at the second kill, by Tune's id."""
+    resumed: set[str]
+    """Tune's ids of trials that had saved, and not ended, at the second kill."""
+    verified: dict[str, int]
+    """What was verified at the third kill: names of files, and when they were written."""
     printed: dict[str, Any]
     """What the last driver printed."""
 
@@ -84,11 +87,31 @@ def started(storage: Path) -> bool:
 
 
 def one_done(storage: Path) -> bool:
-    return Counter(event["kind"] for event in journal(storage))["final"] > 0
+    """A trial has ended, and by Tune's saved state one has a checkpoint to go on from."""
+    ended = Counter(event["kind"] for event in journal(storage))["final"]
+    return ended > 0 and bool(resumable(storage))
+
+
+def resumable(storage: Path) -> set[str]:
+    """Trials that will go on from a checkpoint; none while Tune writes its state.
+
+    It calls those that run PENDING there.
+    """
+    try:
+        saved = saved_trials(str(storage / "killed"))
+    except MorelError:
+        return set()
+    return {t.trial_id for t in saved if t.status == "PENDING" and t.checkpoint is not None}
 
 
 def one_verified(storage: Path) -> bool:
     return any((storage / "killed" / "verified").glob("[!.]*.json"))
+
+
+def written(folder: Path) -> dict[str, int]:
+    """Files of verifications, and when they were written."""
+    found = (folder / "verified").glob("[!.]*.json")
+    return {path.name: path.stat().st_mtime_ns for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +125,6 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     ]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     seen: list[list[str]] = []
-    resumed: dict[str, int] = {}
 
     def kill_when(moment: Callable[[Path], bool]) -> None:
         known, began, recovered = epochs(storage), time.monotonic(), 0.0
@@ -121,16 +143,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 
     kill_when(started)
     kill_when(one_done)
-    for trial in saved_trials(str(storage / "killed")):
-        checkpoints = list((storage / "killed" / f"trial_{trial.trial_id}").glob("checkpoint_*"))
-        if trial.status == "RUNNING" and checkpoints:
-            resumed[trial.trial_id] = len(checkpoints)
+    resumed = resumable(storage)
     kill_when(one_verified)
+    verified = written(storage / "killed")
     last = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert last.returncode == 0, last.stderr
-    return Killed(storage, space, seen, resumed, json.loads(last.stdout))
+    return Killed(storage, space, seen, resumed, verified, json.loads(last.stdout))
 
 
 def test_every_trial_is_trained_to_its_end(killed: Killed) -> None:
@@ -149,10 +169,10 @@ def test_what_was_recorded_stays_and_no_epoch_is_recorded_twice(killed: Killed) 
 
 
 def test_interrupted_trials_went_on_from_their_checkpoints(killed: Killed) -> None:
-    for trial in saved_trials(str(killed.folder)):
-        if trial.trial_id in killed.resumed:
-            last = trial.last_result
-            assert last["iterations_since_restore"] < last["training_iteration"]
+    last = {trial.trial_id: trial.last_result for trial in saved_trials(str(killed.folder))}
+    assert killed.resumed
+    for trial_id in killed.resumed:
+        assert last[trial_id]["iterations_since_restore"] < last[trial_id]["training_iteration"]
 
 
 def test_mlflow_has_each_run_once(killed: Killed) -> None:
@@ -178,8 +198,10 @@ def test_the_searcher_knows_all_trials(killed: Killed) -> None:
 
 
 def test_the_verified_are_not_verified_again(killed: Killed) -> None:
-    files = list((killed.folder / "verified").glob("[!.]*.json"))
+    files = written(killed.folder)
     assert len(files) == 2
+    assert killed.verified
+    assert files.items() >= killed.verified.items()
 
 
 def test_the_cost_counts_all_drivers(killed: Killed) -> None:

@@ -18,6 +18,9 @@ from orchestrator.campaign.definition import CampaignConfig, load_campaign
 from orchestrator.campaign.run import CampaignResult, run_campaign
 from orchestrator.cli import main
 from orchestrator.compare import comparison_table, load_runs
+from orchestrator.ending import Paused
+from orchestrator.search import status
+from orchestrator.search.operations import stop
 from orchestrator.search.space import SearchConfig
 
 CAMPAIGN: dict[str, Any] = {
@@ -52,20 +55,21 @@ def campaign(file: str, shared_storage: Path) -> CampaignConfig:
 
 @pytest.fixture(scope="module")
 def result(local_ray: Any, campaign: CampaignConfig, shared_storage: Path) -> CampaignResult:
-    """A campaign that was killed before its last search, then finished by the same command."""
+    """A campaign that was paused before its last search, then finished by the same command."""
     ran: list[str] = []
     tune = run.tune
 
     def until_the_last(search: SearchConfig, **rest: Any) -> Any:
         ran.append(str(search.base.name))
         if search.base.name == SEARCHES[-1] and len(ran) == len(SEARCHES):
-            raise KeyboardInterrupt
+            stop("small", [], campaign.base)
         return tune(search, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "tune", until_the_last)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Paused, match="the same command goes on"):
             run_campaign(campaign)
+        assert status.read(f"{shared_storage}/{SEARCHES[-1]}")["state"] == "paused"
         assert recorded.one(shared_storage, "small").info.status == "KILLED"
         finished = run_campaign(campaign)
     assert ran == [*SEARCHES, SEARCHES[-1]]  # what was over did not run again

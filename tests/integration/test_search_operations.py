@@ -73,7 +73,7 @@ def load(shared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def paused(local_ray: Any, load: Any, shared_storage: Path) -> dict[str, Any]:
     """The status of a search of which trial 1 was stopped, and which was then paused."""
     folder = f"{shared_storage}/operated"
-    with pytest.raises(Paused, match="the same command goes on"):
+    with pytest.raises(Paused, match=r"the same command \(with name=operated\) goes on"):
         tune(load(), view=Hand(folder))
     found = status.read(folder)
     assert found is not None

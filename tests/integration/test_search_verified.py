@@ -114,6 +114,17 @@ def test_verified_numbers_stand_with_attack_interval_and_count(
             assert low <= value <= high
 
 
+def test_what_verification_took_is_recorded_beside_the_cost_of_training(
+    result: SearchResult, shared_storage: Path
+) -> None:
+    run = recorded.one(shared_storage, "verified").data
+    assert run.metrics["cost.verification_seconds"] == pytest.approx(
+        sum(trial.verified.seconds for trial in result.trials if trial.verified)
+    )
+    assert 0 < run.metrics["cost.test_seconds"] < run.metrics["cost.wall_seconds"]
+    assert "(besides: " in run.tags["mlflow.note.content"]
+
+
 def test_each_rungs_numbers_have_their_own_name(result: SearchResult, shared_storage: Path) -> None:
     run = recorded.one(shared_storage, result.trials[0].run_id)
     assert recorded.steps(shared_storage, run, f"holdout.robust.{CHEAP}") == [1, 2]

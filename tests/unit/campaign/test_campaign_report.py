@@ -181,7 +181,7 @@ def test_a_method_without_a_setting_has_no_replicates(load):
     )  # fmt: skip
     found = {"a": outcome("a", A), "b": MethodOutcome(tuning=nothing, replicates=None)}
     report = build_report(load(**METHODS), FIXED, {**found, "c": outcome("c", C)})
-    assert report.methods[1].lost == ["no replicates: no trial of its tuning was measured"]
+    assert report.methods[1].lost == ["no replicates: its tuning has no winner"]
     assert report.comparisons[0].left_out == [1, 2, 3]
     assert "| b | – | – | 0 of 3 | 2 trials, 5 s CPU | – |" in to_markdown(report)
 

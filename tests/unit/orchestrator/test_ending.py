@@ -91,11 +91,12 @@ def test_a_storage_that_is_away_asks_for_no_pause(monkeypatch):
 
 def test_a_pause_outlives_workers_that_are_lost(tmp_path):
     """It was asked of the run, not of its workers."""
-    pause = Pause(str(tmp_path))
+    folder = f"{tmp_path}/first"
+    pause = Pause(folder)
     pause.look(saved=0.0)
-    control.ask_pause(str(tmp_path))
+    control.ask_pause(folder)
     pause.look(saved=time.time())
     pause.look(saved=0.0)  # of others, which have not saved yet
-    with pytest.raises(ending.Paused, match="the same command goes on"):
+    with pytest.raises(ending.Paused, match=r"the same command \(with name=first\) goes on"):
         pause.look(saved=time.time() + 1)
-    assert control.requests(str(tmp_path)) == []
+    assert control.requests(folder) == []

@@ -50,15 +50,16 @@ class Book:
         self.ended.append((run_id, what))
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("known", "seconds"), [({"seconds": 7.0}, 7.0), ({}, 0.0)])
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch, known, seconds):
     search, trial, book = asking("winner"), make(1), Book()
     base = dataclasses.replace(search.base, storage_path=str(tmp_path), name="s")
     search = dataclasses.replace(search, base=base)
-    kept = {"metrics": {"test.clean": 0.5}, "model": {"path": "/m"}, "evaluation": "{}"}
+    kept = {"metrics": {"test.clean": 0.5}, "model": {"path": "/m"}, "evaluation": "{}"} | known
     storage.write(final._place(search, trial), json.dumps(kept).encode())
     monkeypatch.setattr(final, "_start", lambda *_: pytest.fail("measured again"))
     final.measure_on_test(search, [trial], trial, book)
-    assert trial.test == {"test.clean": 0.5}
+    assert (trial.test, trial.test_seconds) == ({"test.clean": 0.5}, seconds)
     ((run_id, what),) = book.ended
     assert run_id == trial.run_id
     assert what["metrics"] == trial.test

@@ -209,6 +209,7 @@ def test_exported_files_are_stored_and_described(tmp_path):
         "shape": [1, 8, 8],
         "num_classes": 10,
         "json": "{}",
+        "seconds": 3.0,
     }
     exported = records.store_export(f"{tmp_path}/deep/winner", final)
     folder = tmp_path / "deep" / "winner" / "model"
@@ -221,4 +222,4 @@ def test_exported_files_are_stored_and_described(tmp_path):
         "torch_version": torch.__version__,
     }
     assert exported.metrics["test.clean"] == 0.5
-    assert exported.evaluation == "{}"
+    assert (exported.evaluation, exported.seconds) == ("{}", 3.0)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from morel_core.config import RungConfig
 from orchestrator.progress import SearchProgress, search_summary, trial_table
-from orchestrator.search.budget import Cost
+from orchestrator.search.budget import Cost, Meter
 from orchestrator.search.ladder import LadderConfig, VerifyConfig
 from orchestrator.search.note import search_note
 from orchestrator.search.selection import Verified, choose, ranked, why_lost
@@ -67,6 +67,7 @@ def document(robust, clean=0.9, findings=(), attacks=(SQUARE, ATTACK)):
                 "accuracy_high": robust + 0.1,
             },
             "findings": list(findings),
+            "seconds": 45.0,
         }
     )
 
@@ -145,6 +146,18 @@ def test_note_says_that_the_winners_number_is_biased(search):
     )
     assert "biased upwards" in note
     assert "Winner" not in search_note(search, [], None, Cost())
+
+
+def test_note_tells_what_measuring_cost_beside_the_training(search):
+    trials = [verified(1, 0.8, 0.5), verified(2, 0.7, 0.6)]
+    trials[1].test_seconds = 8.0
+    cost = Meter(search).cost(trials)
+    assert cost.cpu_seconds == 0.0
+    assert cost.metrics()["cost.verification_seconds"] == 90.0
+    assert cost.metrics()["cost.test_seconds"] == 8.0
+    spent = "(besides: 1 min 30 s of verification and 8 s of the test set)"
+    assert spent in search_note(search, trials, trials[1], cost)
+    assert "besides" not in search_note(search, trials, trials[1], Cost())
 
 
 # --- by verified numbers -------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Trials that are trained already are found by what decides their numbers, and told again."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import pytest
@@ -286,18 +286,28 @@ def test_a_verification_is_found_by_network_attacks_and_images(book, search, tmp
     assert len(verify._places(search, trial, twins)) == 1
 
 
-def test_a_verification_of_another_search_is_taken_over(book, search, tmp_path, monkeypatch):
+@dataclass
+class Found:
+    """Stands in for `Verified`."""
+
+    number: int
+    seconds: float = 5.0
+
+
+def test_a_verification_of_another_search_is_taken_over_and_costs_nothing(
+    book, search, tmp_path, monkeypatch
+):
     twins = find_twins(search, "f1")
     trial = ended(book, report(9))
     trial.checkpoint = str(tmp_path / "net")
     manifest = {"sha256": {"best.safetensors": "aa"}}
     storage.write(f"{trial.checkpoint}/manifest.json", json.dumps(manifest).encode())
     own, shared = verify._places(search, trial, twins)
-    monkeypatch.setattr(Verified, "from_json", lambda text: json.loads(text))
+    monkeypatch.setattr(Verified, "from_json", lambda text: Found(*json.loads(text)))
     storage.write(shared, b"{")
     assert verify._kept(search, trial, twins) is None
     storage.write(shared, b"[1]")
-    assert verify._kept(search, trial, twins) == [1]
+    assert verify._kept(search, trial, twins) == Found(1, seconds=0.0)
     assert verify._kept(search, trial, None) is None
     storage.write(own, b"[2]")
-    assert verify._kept(search, trial, twins) == [2]
+    assert verify._kept(search, trial, twins) == Found(2)

@@ -12,7 +12,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 
 from orchestrator import control, storage
 from orchestrator.search import status, watch
-from orchestrator.search.settings import BudgetConfig
+from orchestrator.search.settings import BudgetConfig, ResourcesConfig
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.watch import Paused, Watch
 
@@ -75,6 +75,20 @@ def test_a_pause_waits_until_running_trials_are_saved(watching, interrupts):
     assert control.requests(watching.folder) == ["pause.json"]  # no exception: nobody was paused
 
 
+def test_a_pause_waits_until_several_workers_have_saved_for_themselves(watching, interrupts):
+    asked = replace(watching.book.search, resources=ResourcesConfig(workers=2))
+    watching.book.search = asked
+    trial = tune_trial()
+    watching.report(trial, report(1, checkpoint_path="/before"))
+    watching.pausing = time.time()
+    for path, ended in ((None, 0), ("/there", 1)):
+        newest = report(2, checkpoint_path=path)
+        watching.report(trial, newest)
+        assert SHOULD_CHECKPOINT not in newest  # it would end the workers
+        watching.turn([trial])
+        assert len(interrupts) == ended
+
+
 def test_a_pause_does_not_wait_for_ever(watching, interrupts, monkeypatch):
     monkeypatch.setattr(control, "GRACE_S", -1.0)
     watching.pausing = time.time()
@@ -117,7 +131,7 @@ def test_a_pause_says_that_the_command_goes_on(watching):
             until(lambda: watching.pausing is not None)
             watching.interrupted = True
 
-    with pytest.raises(Paused, match="the same command goes on"):
+    with pytest.raises(Paused, match=r"the same command \(with name=hunt\) goes on"):
         pause()
     assert status.read(watching.folder)["state"] == "paused"
     assert control.requests(watching.folder) == []
@@ -130,6 +144,24 @@ def test_how_a_driver_ended(watching, error, state):
     with pytest.raises(error), watching.watching():
         raise error("no more space")
     assert status.read(watching.folder)["state"] == state
+
+
+def test_a_pause_of_its_campaign_is_heard_and_passed_on_to_its_workers(book, monkeypatch):
+    monkeypatch.setattr(watch, "POLL_S", 0.01)
+    book.search = replace(book.search, parent="all")
+    campaign, watching = f"{book.search.base.storage_path}/all", Watch(book)
+
+    def pause():
+        with watching.watching(), watching.tuning():
+            control.ask_pause(campaign)
+            until(lambda: watching.pausing is not None)
+            assert control.is_paused(watching.folder)
+            watching.interrupted = True
+
+    with pytest.raises(Paused, match="the same command goes on"):
+        pause()
+    found = status.read(watching.folder)
+    assert (found["state"], found["parent"]) == ("paused", "all")
 
 
 def test_a_pause_that_comes_while_ray_starts_is_heard(watching):

@@ -282,6 +282,7 @@ def test_final_numbers_are_the_best_networks_on_the_test_set(base, saved):
     assert set(final["files"]) == {"model.safetensors", "model.pt2"}
     assert (final["shape"], final["num_classes"]) == ([1, 8, 8], 3)
     assert '"correct"' in final["json"]
+    assert final["seconds"] > 0
 
 
 def test_a_run_that_was_never_measured_has_no_final_numbers(base, tmp_path):
