@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Normalised(nn.Module):
 
 
 class Program(nn.Module):
-    """An exported program as a module that can be attacked; it knows neither mode nor parameters.
+    """An exported program as a module that can be attacked; it knows no mode.
 
     Args:
         path: of a file that `torch.export.save` wrote.
@@ -43,6 +45,14 @@ class Program(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._program[0](x)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the program, so that its weights are told apart."""
+        return self._program[0].named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """Those of the program."""
+        return self._program[0].named_buffers(*args, **kwargs)
 
 
 def plain_classifier(net: MorelNet) -> nn.Module:

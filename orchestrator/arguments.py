@@ -133,7 +133,13 @@ def parser(given: Mapping[str, Command]) -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.add_argument(
         "--sort",
-        help="robust_accuracy (default), clean_accuracy, name, epochs or seconds",
+        help="robust_accuracy (default), clean_accuracy, verified_accuracy, test_robust_accuracy, "
+        "test_clean_accuracy, name, epochs or seconds",
+    )  # fmt: skip
+    compare.add_argument(
+        "--attack", metavar="NAME",
+        help="robust accuracies under this attack, as in autoattack_linf_8-255; default: the one "
+        "that decided, and on the test set the strongest that most runs share",
     )  # fmt: skip
     compare.add_argument(
         "--group-by", nargs="+", metavar="SETTING",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.compare import Score, comparison_table, load_runs, pick
+from orchestrator.compare import Row, Score, comparison_table, load_runs, pick
 from orchestrator.compare.runs import RunRecord
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.tracking.connection import open_client
@@ -28,6 +29,7 @@ def results(
     search: str | None = None,
     *,
     where: Sequence[str] = (),
+    attack: str | None = None,
     uri: str | None = None,
 ) -> DataFrame:
     """The trials and trainings of an MLflow experiment, the most robust first.
@@ -36,32 +38,37 @@ def results(
         experiment: its name.
         search: only this search or campaign.
         where: conditions as of ``morel compare --where``.
+        attack: robust accuracies under this one, by its recorded name; default: the one that
+            decided, and on the test set the strongest that most runs share.
         uri: the tracking URI; default: as commands take it, from ``MLFLOW_TRACKING_URI``.
 
     Returns:
         One row a run, by our run id. Accuracies in [0, 1], each with ``_low`` and ``_high`` of its
-        95 % interval; NaN where nothing was measured. ``params.<key>``: settings that differ.
+        95 % interval; NaN where nothing was measured. ``test.robust.<attack>``: each attack of the
+        test set. ``params.<key>``: settings that differ.
 
     Raises:
         MorelError: MLflow does not answer, or the experiment or search is unknown.
-        ConfigError: a condition that is none.
+        ConfigError: a condition that is none, or an attack that no run was measured with.
     """
     import pandas as pd
 
-    table = comparison_table(pick(load_runs(_uri(uri), experiment, search), where))
+    runs = pick(load_runs(_uri(uri), experiment, search), where)
+    table = comparison_table(runs, attack=attack)
+    apart = (*SCORES, "params", "test_attacks")
+    names = [field.name for field in dataclasses.fields(Row) if field.name not in apart]
     rows: list[dict[str, Any]] = []
     for row in table.rows:
-        cells = {key: value for key, value in vars(row).items() if key not in (*SCORES, "params")}
+        cells = {name: getattr(row, name) for name in names}
         for key in SCORES:
             score: Score = getattr(row, key) or Score(float("nan"))
             cells |= {key: score.value, f"{key}_low": score.low, f"{key}_high": score.high}
+        cells |= {f"test.robust.{name}": score.value for name, score in row.test_attacks.items()}
         rows.append(cells | {f"params.{key}": _typed(row.params.get(key)) for key in table.params})
-    frame = pd.DataFrame(rows)
     numbers = [key + end for key in SCORES for end in ("", "_low", "_high")]
-    if rows:
-        frame[numbers] = frame[numbers].astype(float)
-        frame = frame.set_index("run_id")
-    return frame
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*names, *numbers])
+    frame[numbers] = frame[numbers].astype(float)
+    return frame.set_index("run_id")
 
 
 def curves(run_id: str, experiment: str = "morel", *, uri: str | None = None) -> DataFrame:
@@ -87,15 +94,17 @@ def front_figure(frame: DataFrame, *, test: bool = False) -> Figure:
     """Clean against robust accuracy with 95 % intervals, in per cent; the Pareto front joined.
 
     Args:
-        frame: of `results`.
+        frame: of `results`; those are shown that were measured with the attack of its first row.
         test: the numbers of the test set in place of the held-out ones.
     """
     from matplotlib.figure import Figure
 
     from orchestrator.search.pareto import front
 
+    attack = "test_attack" if test else "attack"
     x, y = (f"{'test_' if test else ''}{kind}_accuracy" for kind in ("clean", "robust"))
     shown = frame.dropna(subset=[x, y])
+    shown = shown.loc[shown[attack] == shown[attack].head(1).squeeze()] if len(shown) else shown
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for key, spread in ((x, "xerr"), (y, "yerr")):
@@ -104,7 +113,8 @@ def front_figure(frame: DataFrame, *, test: bool = False) -> Figure:
         axes.errorbar(100 * shown[x], 100 * shown[y], fmt="none", ecolor="0.8", **error)
     axes.plot(100 * shown[x], 100 * shown[y], "o", label="runs")
     points = shown[[x, y]].to_numpy().tolist()
-    members = sorted((points[i] for i in front(points)), key=lambda point: point[0])
+    on_front = front(points) if test else [i for i, is_on in enumerate(shown.on_front) if is_on]
+    members = sorted((points[i] for i in on_front), key=lambda point: point[0])
     line = [[100 * point[axis] for point in members] for axis in (0, 1)]
     axes.plot(*line, "-", label="Pareto front")
     axes.set_xlabel(f"clean accuracy, {'test' if test else 'held-out'} (%)")

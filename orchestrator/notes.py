@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from orchestrator.compare.attacks import inside
 from orchestrator.compare.runs import Score
 from orchestrator.config import RunConfig
 
@@ -68,13 +69,15 @@ def score(metrics: Mapping[str, float], key: str) -> Score:
 def strongest(metrics: Mapping[str, float], *splits: str) -> Measured | None:
     """The robust accuracy that counts, of the first of ``splits`` that has one.
 
-    It is the worst case over all attacks, or that under the attack which found most.
+    It is the worst case over all attacks, or that under the attack which found most, in the ball
+    that the run was trained to be judged in.
     """
+    judge = next((attack for attack, _ in _robust(metrics, "best.holdout")), "")
     for split in splits:
-        found = [m for m in measured(metrics) if m.split == split and m.attack]
-        if found:
-            worst = next((m for m in found if m.attack == WORST), None)
-            return worst or min(found, key=lambda m: m.score.value)
+        by_attack = {m.attack: m for m in measured(metrics) if m.split == split and m.attack}
+        if by_attack:
+            found = inside(by_attack, judge)
+            return found.get(WORST) or min(found.values(), key=lambda m: m.score.value)
     return None
 
 

@@ -18,6 +18,7 @@ from morel_core.errors import ConfigError, MorelError
 from orchestrator import records
 from orchestrator.building import build
 from orchestrator.compare import RunRecord
+from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import RunConfig, tracking_uri, with_overrides
 from orchestrator.evaluation.targets import find_run
 from orchestrator.tracking.connection import open_client
@@ -194,6 +195,12 @@ def _recorded(name: str, tracking: RunConfig) -> tuple[RunRecord, RunConfig]:
     run = find_run(name, tracking)
     if run.kind not in ("train", "trial"):
         raise MorelError(f"{run.run_id!r} is a {run.kind}: name one of its trials, or its winner")
+    if exchanges := run.tags.get(LINEAGE):
+        raise MorelError(
+            f"{run.run_id!r} was trained with settings that changed on the way ({exchanges}): no "
+            "training by its config is the same. Its artifact pbt.json has the settings of each "
+            "stretch, and morel export takes its network home"
+        )
     return run, recorded_config(run, tracking_uri(tracking))
 
 

@@ -120,10 +120,12 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
     search_id = str(base.name)
     front = FrontRecord(search, recorder)
     twins = find_twins(search, data.fingerprint)
+    forced = ""
 
     def ended(trial: Trial) -> None:
         front.add(trial)
-        if twins is not None:
+        # Of one from before, other code may have trained a part: it is no twin of what this does.
+        if twins is not None and not (forced and trial.run_id in recorder.past):
             note_twin(twins, search, trial)
 
     book = TrialBook(search, recorder, view, on_end=ended)
@@ -137,7 +139,7 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
         with (
             ray_session(base, dashboard=base.scaling.max_workers > 1) as there,
             book.ended_records(),
-            records.ended_record(recorder, search_id, code_changes=identity()),
+            records.ended_record(recorder, search_id, code_changes=(forced := identity())),
             watch.watching(),
         ):
             recorder.start_run(

@@ -24,8 +24,9 @@ from orchestrator.failures import FAILED, failure_reason, repeats
 from orchestrator.lease import Fence
 from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
 from orchestrator.retries import CHANGES
+from orchestrator.search.goal import TRAIN_SECONDS
 from orchestrator.search.seals import check_checkpoint
-from orchestrator.search.trials import TRAINED, TWIN
+from orchestrator.search.trials import IMPOSSIBLE, TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
 
@@ -56,8 +57,16 @@ def reports(trainer: Trainer, again: Sequence[dict[str, float]] = ()) -> Iterato
         since.append(metrics)
         ended = trainer.done and place >= len(again) - 1
         if "robust_accuracy" in metrics or ended or (later and trainer.is_measured):
-            yield {**(UNVALIDATED if later else WORST), **metrics, "epochs": since}
+            spent = train_seconds(trainer.history, int(metrics["epoch"]))
+            numbers = {**metrics, TRAIN_SECONDS: spent, "epochs": since}
+            yield {**(UNVALIDATED if later else WORST), **numbers}
             since = []
+
+
+def train_seconds(history: Sequence[Mapping[str, float]], last: int) -> float:
+    """What epochs up to ``last`` took, with their measurements, whoever trained them and when."""
+    keys = ("seconds", "seconds_evaluation")
+    return sum(m.get(key, 0.0) for m in history if m["epoch"] <= last for key in keys)
 
 
 def up_to(last: int | None, reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -177,7 +186,12 @@ def failed(error: Exception) -> dict[str, Any]:
 
 
 def run_of(base: RunConfig, config: Mapping[str, Any]) -> RunConfig:
-    """The run of a trial: ``base`` with what Tune's config overrides, and what retries changed."""
+    """The run of a trial: ``base`` with what Tune's config overrides, and what retries changed.
+
+    Raises `MorelError` where there is no such run.
+    """
+    if IMPOSSIBLE in config:
+        raise MorelError(config[IMPOSSIBLE])
     return with_overrides(base, {**config["overrides"], **config.get(CHANGES, {})})
 
 

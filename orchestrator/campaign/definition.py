@@ -272,14 +272,14 @@ def _check_fixed(
     }
     places = dict.fromkeys(entries, "tuning.parameters")
     for name, place in {**places, **{n: f"methods.{m}" for n, m in made.items()}}.items():
+        same = "the same for every method: set it under overrides"
+        check(name != "training.epochs", place, name, same)
         if "." in name:
             try:
                 check_searchable(name)
             except ConfigError as error:
                 raise ConfigError(place, name, error.allowed) from None
         check(name != "seed", place, name, "the campaign's seeds and tuning.seed say")
-        same = "the same for every method: set it under overrides"
-        check(name != "training.epochs", place, name, same)
     for prefix, values in (("overrides.", flatten(settings.overrides)), ("", run_given)):
         for key, value in values.items():
             check(key != "seed", prefix + key, value, "the campaign's seeds and tuning.seed say")

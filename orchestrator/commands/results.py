@@ -58,22 +58,18 @@ def compare_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _, results = consoles(arguments)
     config = settings(overrides)
     experiments = arguments.experiments or [config.tracking.experiment]
-    runs = [
-        run
-        for experiment in experiments
-        for search in arguments.search or [None]
-        for run in compare.load_runs(tracking_uri(config), experiment, search)
-    ]
+    runs = compare.load_all(tracking_uri(config), experiments, arguments.search or ())
     runs = compare.pick(runs, arguments.where)
     title, form = ", ".join(experiments), "json" if arguments.json else arguments.format
     if arguments.group_by:
-        grouped = compare.group_runs(runs, arguments.group_by, arguments.baseline)
+        grouped = compare.group_runs(runs, arguments.group_by, arguments.baseline, arguments.attack)
         text = compare.groups_as_text(grouped, form)
         table = compare.groups_to_rich(grouped, title=title) if text is None else None
     elif arguments.baseline:
         raise ConfigError("--baseline", arguments.baseline, "a group, so only with --group-by")
     else:
-        compared = compare.comparison_table(runs, arguments.sort or "robust_accuracy")
+        sort = arguments.sort or "robust_accuracy"
+        compared = compare.comparison_table(runs, sort, arguments.attack)
         text = compare.as_text(compared, form)
         table = compare.render_rich(compared, title=title) if text is None else None
     results.print(table) if text is None else print(text.rstrip("\n"))

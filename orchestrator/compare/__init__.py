@@ -10,7 +10,7 @@ from orchestrator.compare.render import (
     to_markdown,
 )
 from orchestrator.compare.render_groups import groups_as_text, groups_to_rich
-from orchestrator.compare.runs import RunRecord, Score, load_runs
+from orchestrator.compare.runs import RunRecord, Score, load_all, load_runs
 from orchestrator.compare.table import Comparison, Row, comparison_table
 from orchestrator.compare.where import pick
 
@@ -25,6 +25,7 @@ __all__ = [
     "group_runs",
     "groups_as_text",
     "groups_to_rich",
+    "load_all",
     "load_runs",
     "pick",
     "render_rich",

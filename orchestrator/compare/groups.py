@@ -10,7 +10,13 @@ from typing import Literal
 
 from morel_core.errors import ConfigError
 from morel_core.statistics import FEWEST_PAIRS, MeanT, PairedT, holm, mean_t, paired_t
-from orchestrator.compare.runs import RunRecord, measured_differently, varied_params
+from orchestrator.compare.runs import (
+    RunRecord,
+    measured_differently,
+    rounded,
+    shared_attacks,
+    varied_params,
+)
 
 SEED, PHASE = "seed", "morel.phase"
 TAGS = {"method": "morel.method", "baseline": "morel.baseline", "search": "morel.search"}
@@ -49,33 +55,41 @@ class Grouped:
 
 
 def group_runs(
-    runs: Sequence[RunRecord], by: Sequence[str], baseline: str | None = None
+    runs: Sequence[RunRecord],
+    by: Sequence[str],
+    baseline: str | None = None,
+    attack: str | None = None,
 ) -> Grouped:
     """Group trainings and trials by settings.
 
-    Test numbers are taken if all measured runs have them, else held-out ones.
+    Test numbers are taken if all measured runs have them, else held-out ones; of the attacks in the
+    ball that runs were judged in the one that most share, of several the strongest.
 
     Args:
         runs: left out are searches and campaigns, the tuning of a campaign where its replicates are
             among them, and what has not come to an end of its own: it has fewer epochs than others.
         by: settings, or method, baseline or search.
         baseline: name of a group, which all others are tested against.
+        attack: take this one.
 
     Raises:
-        ConfigError: a setting that no run has, or no such group.
+        ConfigError: a setting that no run has, an attack that none was measured with, or no such
+            group.
     """
     members = _members(runs)
     for key in by:
-        if not any(_setting(run, key) for run in members):
+        if members and not any(_setting(run, key) for run in members):
             raise ConfigError("--group-by", key, f"a setting of these runs, or {', '.join(TAGS)}")
-    ended = [run for run in members if _came_to_its_end(run)]
+    ended = [run for run in members if run.whole]
     measured = [run for run in ended if run.robust("holdout") or run.robust("test")]
     split: Split = "test" if measured and all(run.robust("test") for run in measured) else "holdout"
-    attack = _most_common([name for run in measured for name in run.robust(split)])
+    attack = shared_attacks(measured, split, attack)[0] if measured else ""
     lines: defaultdict[str, list[RunRecord]] = defaultdict(list)
     for run in measured:
         if attack in run.robust(split):
             lines[", ".join(_setting(run, key) or "–" for key in by)].append(run)
+    names = _short_names(list(lines))
+    lines = defaultdict(list, {names[name]: of for name, of in lines.items()})
     groups = [_group(name, of, split, attack) for name, of in lines.items()]
     groups.sort(key=lambda group: -fmean(group.robust.values()))
     if baseline is not None:
@@ -99,11 +113,6 @@ def _members(runs: Sequence[RunRecord]) -> list[RunRecord]:
     found = [run for run in runs if run.trained]
     replicated = any(run.tags.get(PHASE) == "replicates" for run in found)
     return [run for run in found if not (replicated and run.tags.get(PHASE) == "tuning")]
-
-
-def _came_to_its_end(run: RunRecord) -> bool:
-    """Not at work, not killed, failed or diverged, and not stopped by a scheduler."""
-    return run.status == "FINISHED" and run.tags.get("morel.state", "finished") == "finished"
 
 
 def _left_out(
@@ -131,12 +140,14 @@ def _differences(lines: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     return notes + measured_differently([run for of in lines.values() for run in of])
 
 
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Long numbers cut to four digits, unless that makes two groups one."""
+    short = {name: ", ".join(map(rounded, name.split(", "))) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
 def _setting(run: RunRecord, key: str) -> str | None:
     return run.tags.get(TAGS[key]) if key in TAGS else run.params.get(key)
-
-
-def _most_common(names: Sequence[str]) -> str:
-    return max(dict.fromkeys(names), key=names.count) if names else ""
 
 
 def _group(name: str, runs: Sequence[RunRecord], split: Split, attack: str) -> Group:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.compare.runs import Score
+from orchestrator.compare.runs import Score, rounded
 from orchestrator.compare.table import Comparison, Row
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
-    "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "–": "--",
+    "±": r"$\pm$", "★": r"$\star$", "<": r"$<$", ">": r"$>$", "–": "--",
 }  # fmt: skip
 _LONG_NUMBER = re.compile(r"\d+\.\d+(e-?\d+)?")
 
@@ -34,7 +34,7 @@ def _columns(table: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         return score(value, "" if row.selected else "*")
 
     columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("name", lambda row: f"{row.name} +" if row.on_front else row.name),
+        ("name", lambda row: row.name + _marks(row)),
         ("clean % held-out [95 %]", lambda row: held_out(row, row.clean_accuracy)),
         ("robust % held-out [95 %]", lambda row: held_out(row, row.robust_accuracy)),
         ("attack", lambda row: row.attack or ""),
@@ -59,18 +59,14 @@ def _columns(table: Comparison) -> list[tuple[str, Callable[[Row], str]]]:
         columns.append(("baseline", lambda row: row.baseline or ""))
     if any(row.method for row in table.rows):
         columns.append(("method", lambda row: row.method or ""))
-    columns += [(key, lambda row, key=key: _short(row.params.get(key, ""))) for key in table.params]
+    columns += [
+        (key, lambda row, key=key: rounded(row.params.get(key, ""))) for key in table.params
+    ]
     return columns
 
 
-def _short(text: str) -> str:
-    """A parameter for reading: fractions with 4 significant digits; CSV and JSON have them all."""
-    if not any(mark in text for mark in ".e"):
-        return text
-    try:
-        return f"{float(text):.4g}"
-    except ValueError:
-        return text
+def _marks(row: Row) -> str:
+    return " +" * row.on_front + " ★" * row.winner
 
 
 def render_rich(table: Comparison, title: str | None = None) -> Table:
@@ -85,9 +81,10 @@ def render_rich(table: Comparison, title: str | None = None) -> Table:
     several = len({row.search for row in table.rows}) > 1
     rich_table = Table(title=title, caption_justify="left", title_justify="left")
     verified = any(row.verified_accuracy for row in table.rows)
-    shown = ("verified % [95 %]",) if verified else ()
+    attacks = len({row.attack for row in table.rows if row.attack}) > 1
+    shown = [*["attack"] * attacks, *["verified % [95 %]"] * verified]
     for heading in ("run", "clean %", "robust % [95 %]", *shown, "epochs", "seconds"):
-        right = heading != "run"
+        right = heading not in ("run", "attack")
         rich_table.add_column(
             escape(heading), justify="right" if right else "left", no_wrap=right, overflow="fold"
         )
@@ -97,10 +94,11 @@ def render_rich(table: Comparison, title: str | None = None) -> Table:
     for row in table.rows:
         mark = "" if row.selected else "*"
         cells = [
-            _short_name(row, with_search=several) + (" +" if row.on_front else ""),
+            _short_name(row, with_search=several) + _marks(row),
             "" if row.clean_accuracy is None else f"{100 * row.clean_accuracy.value:.1f}{mark}",
             f"{row.robust_accuracy}{mark}" if row.robust_accuracy else "",
-            *([f"{row.verified_accuracy or ''}"] if verified else []),
+            *[row.attack or ""] * attacks,
+            *[f"{row.verified_accuracy or ''}"] * verified,
             "" if row.epochs is None else str(row.epochs),
             "" if row.seconds is None else f"{row.seconds:.0f}",
             row.stopped,
@@ -116,7 +114,8 @@ def render_rich(table: Comparison, title: str | None = None) -> Table:
 def _test_line(row: Row, *, with_search: bool) -> str:
     """A run's numbers on the test set: few runs have them, so they stand below the table."""
     line = f"Test set, {_short_name(row, with_search=with_search)}: clean {row.test_clean_accuracy}"
-    return f"{line}, robust {row.test_robust_accuracy} ({row.test_attack})."
+    robust = [f"{score} ({attack})" for attack, score in row.test_attacks.items()]
+    return ", robust ".join([line, *robust]) + "."
 
 
 def _settings(row: Row, params: Sequence[str]) -> str:
@@ -145,6 +144,8 @@ def _short_name(row: Row, *, with_search: bool) -> str:
 def _attacks_line(table: Comparison) -> str:
     """The attacks behind the held-out robust accuracies."""
     attacks = sorted({row.attack for row in table.rows if row.attack})
+    if not attacks:
+        return "" if table.rows else "No run is like that."
     return f"Held-out accuracies of each run's best epoch; attack: {', '.join(attacks)}."
 
 
@@ -197,7 +198,8 @@ def _escaped(text: str) -> str:
 
 def to_csv(table: Comparison) -> str:
     """Unrounded numbers, a column each; accuracies in [0, 1], an empty cell for None."""
-    records = [_flat(row, table.params) for row in table.rows]
+    attacks = dict.fromkeys(attack for row in table.rows for attack in row.test_attacks)
+    records = [_flat(row, table.params, attacks) for row in table.rows]
     stream = io.StringIO()
     if records:
         writer = csv.DictWriter(stream, fieldnames=list(records[0]), lineterminator="\n")
@@ -211,15 +213,18 @@ def to_json(table: Comparison) -> str:
     return json.dumps(asdict(table), indent=2)
 
 
-def _flat(row: Row, params: list[str]) -> dict[str, Any]:
+def _flat(row: Row, params: Iterable[str], attacks: Iterable[str]) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for key, value in asdict(row).items():
         if key.endswith("_accuracy"):
             score = value or {"value": None, "low": None, "high": None}
             record |= {key: score["value"], f"{key}_low": score["low"]}
             record[f"{key}_high"] = score["high"]
-        elif key != "params":
+        elif key not in ("params", "test_attacks"):
             record[key] = value
+    for attack in attacks:
+        score = row.test_attacks.get(attack)
+        record[f"test.robust.{attack}"] = score.value if score else None
     return record | {f"params.{key}": row.params.get(key) for key in params}
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
-from morel_core.errors import MorelError
+from morel_core.errors import MorelError, check
 from morel_core.registry import suggestion
+from orchestrator.compare.attacks import inside
 from orchestrator.config import NOT_SCIENTIFIC
 from orchestrator.masking import masked, masked_address
 from orchestrator.tracking.connection import open_client
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PAGE = 1_000
+SPLITS: tuple[Literal["holdout", "test"], ...] = ("holdout", "test")
+LINEAGE = "morel.pbt.lineage"
+"""Tag of a trial under pbt: when it took over whose network, and settings near that one's."""
+UNMASKED = "no evidence"
+"""The tag ``morel.masking`` of a network whose verification found no masked gradients."""
 ATTACK_DETAILS = ("evaluation.attack.step_size", "evaluation.attack.init")
 """What an attack's name does not tell."""
 
@@ -87,6 +94,22 @@ class RunRecord:
         return self.metrics.get("train.seconds", elapsed)
 
     @property
+    def whole(self) -> bool:
+        """Whether it came to its own end: not stopped early, failed, diverged or still at work."""
+        return self.status == "FINISHED" and self.tags.get("morel.state", "finished") == "finished"
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may be among the best: whole, with its search's constraints, not masked."""
+        kept = self.tags.get("morel.missed", "nothing") == "nothing"
+        return self.whole and kept and self.tags.get("morel.masking", UNMASKED) == UNMASKED
+
+    @property
+    def judge(self) -> str:
+        """The attack whose numbers decide about it; empty where that was not recorded."""
+        return self.tags.get("morel.attack.evaluation", "")
+
+    @property
     def selected(self) -> bool:
         """Whether the held-out numbers are those of the best epoch, not of the latest."""
         return "best.holdout.clean" in self.metrics or bool(self._robust("best.holdout."))
@@ -98,6 +121,10 @@ class RunRecord:
     def robust(self, split: Literal["holdout", "test"]) -> dict[str, Score]:
         """Accuracy under each attack that was measured on ``split``, by the attack's name."""
         return self._robust(self._prefix(split))
+
+    def judged(self, split: Literal["holdout", "test"]) -> dict[str, Score]:
+        """Of `robust` what was measured in the ball of its `judge`."""
+        return inside(self.robust(split), self.judge)
 
     def verified(self) -> Score | None:
         """Robust accuracy that a search verified: right under every attack of its verification."""
@@ -138,6 +165,38 @@ def varied_params(runs: Sequence[RunRecord]) -> list[str]:
         and key != "evaluation.rungs"
         and len({run.params.get(key) for run in runs}) > 1
     ]
+
+
+def rounded(text: str) -> str:
+    """A setting for reading: fractions with 4 significant digits."""
+    if not any(mark in text for mark in ".e"):
+        return text
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
+
+
+def shared_attacks(
+    runs: Sequence[RunRecord], split: Literal["holdout", "test"], attack: str | None = None
+) -> list[str]:
+    """Attacks by which runs are compared, the foremost first.
+
+    On held-out images that is the one that decided about most runs; then, as on the test set, that
+    in the runs' ball with which most were measured, and of several the strongest.
+
+    ``attack``: this one alone. Raises `ConfigError` where no run was measured with it.
+    """
+    if attack is not None:
+        known = {name for run in runs for kind in SPLITS for name in run.robust(kind)}
+        check(attack in known, "--attack", attack, suggestion(attack, sorted(known)))
+        return [attack]
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for name, score in run.judged(split).items():
+            found.setdefault(name, []).append(score.value)
+    judges = [run.judge for run in runs if split == "holdout"]
+    return sorted(found, key=lambda n: (-judges.count(n), -len(found[n]), fmean(found[n]), n))
 
 
 def measured_differently(runs: Sequence[RunRecord]) -> list[str]:
@@ -181,6 +240,24 @@ def load_runs(uri: str, experiment: str, search: str | None = None) -> list[RunR
     except MlflowException as error:
         raise MorelError(f"{masked_address(uri)}: {masked(str(error)).splitlines()[0]}") from error
     return runs if search is None else of_search(runs, search, experiment)
+
+
+def load_all(uri: str, experiments: Sequence[str], searches: Sequence[str] = ()) -> list[RunRecord]:
+    """`load_runs` of several experiments, and of several searches wherever they are.
+
+    Raises `MorelError` for an experiment that there is not, or a search that is in none of them.
+    """
+    by_experiment = {name: load_runs(uri, name) for name in experiments}
+    if not searches:
+        return [run for runs in by_experiment.values() for run in runs]
+    found: list[RunRecord] = []
+    for search in searches:
+        members = {name: _members(runs, search) for name, runs in by_experiment.items()}
+        if not any(members.values()):
+            every = [run for runs in by_experiment.values() for run in runs]
+            return of_search(every, search, ", ".join(experiments))  # says so
+        found += [run for runs in members.values() for run in runs]
+    return found
 
 
 def _all_runs(client: MlflowClient, experiment_id: str) -> list[RunRecord]:
@@ -238,13 +315,19 @@ def _record(run: Run) -> RunRecord:
 
 def of_search(runs: list[RunRecord], search: str, experiment: str) -> list[RunRecord]:
     """Those of ``runs`` that `load_runs` gives for a search; raises `MorelError` if it is none."""
-    campaigns = [run for run in runs if run.tags.get("morel.campaign") == search]
-    members = [run for run in runs if run.search == search] or campaigns
+    members = _members(runs, search)
     if not members:
         known = sorted({run.search for run in runs if run.search})
         raise MorelError(
             f"search {search!r} is not in experiment {experiment!r}: {suggestion(search, known)}"
         )
+    return members
+
+
+def _members(runs: Sequence[RunRecord], search: str) -> list[RunRecord]:
+    """The runs of a campaign, or of the search of that name which began last; maybe none."""
+    campaigns = [run for run in runs if run.tags.get("morel.campaign") == search]
+    members = [run for run in runs if run.search == search] or campaigns
     parents = [run for run in members if run.kind == "search"]
     if campaigns or len(parents) < 2:
         return members

@@ -28,6 +28,7 @@ _OF_A_RUN: dict[str, Callable[[RunRecord], Any]] = {
     "method": lambda run: run.tags.get("morel.method"),
     "clean_accuracy": lambda run: _value(run.clean("holdout")),
     "test_clean_accuracy": lambda run: _value(run.clean("test")),
+    "verified_accuracy": lambda run: _value(run.verified()),
     "robust_accuracy": lambda run: _least(run, "holdout"),
     "test_robust_accuracy": lambda run: _least(run, "test"),
 }
@@ -39,9 +40,9 @@ class Condition:
 
     Attributes:
         key: of `_OF_A_RUN`, or any setting; robust accuracies are those under the strongest attack
-            that was measured.
+            that was measured in the ball of the run's own evaluation.
         sign: numbers are compared as numbers, all else as text, by = and != alone.
-        value: what the run's is compared with.
+        value: what the run's is compared with; of numbers also a fraction, as in ``8/255``.
     """
 
     key: str
@@ -87,11 +88,12 @@ def _value(score: Any) -> float | None:
 
 
 def _least(run: RunRecord, split: Any) -> float | None:
-    return min((score.value for score in run.robust(split).values()), default=None)
+    return min((score.value for score in run.judged(split).values()), default=None)
 
 
 def _number(text: str) -> float | None:
+    above, _, below = text.partition("/")
     try:
-        return float(text)
-    except ValueError:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
         return None

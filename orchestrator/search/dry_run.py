@@ -5,18 +5,20 @@ Nothing is started, and nothing is written, neither to the storage nor to MLflow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from morel_core.data import Dataset, load_data
 from morel_core.errors import MorelError
+from orchestrator import records
 from orchestrator.cluster import cluster_address, local_resources
 from orchestrator.config import flatten, to_dict
 from orchestrator.search.budget import Cost
 from orchestrator.search.cost import Passes, run_passes, time_pass
 from orchestrator.search.searcher import SpaceSearcher
 from orchestrator.search.space import SearchConfig
+from orchestrator.search.warm_start import KnownTrial, known_trials
 from orchestrator.tune import fitting
 from orchestrator.validate import check_fits
 
@@ -26,22 +28,25 @@ SHOWN = 5
 def dry_run(search: SearchConfig) -> dict[str, Any]:
     """A search before it is run, plain.
 
-    Points are those that the searcher would propose if no trial told it anything: those of its
-    first trials are the real ones.
+    Points are those that the searcher would propose if no trial of its own told it anything: those
+    of its first trials are the real ones.
 
     Returns:
-        ``trials``, the first ones with their whole config and its ``difference`` from the base;
-        ``plan``, what runs at a time on what; ``cost``, with ``seconds`` of one trial after the
-        other, of the search's resources together, and without early stopping.
+        ``warm_start``, what it learns from, in words; ``trials``, the first ones with their whole
+        config and its ``difference`` from the base; ``plan``, what runs at a time on what;
+        ``cost``, with ``seconds`` of one trial after the other, of the search's resources together,
+        and without early stopping.
 
     Raises:
-        MorelError: the data is not there, or too small.
+        MorelError: the data is not there, or too small, or a search of ``warm_start`` is unknown.
     """
     data = load_data(search.base.data)
     check_fits(search.base, data)
-    proposed = _proposed(search)
+    known = known_trials(search, records.dataset_record(search.base, data))
+    proposed = _proposed(search, known.trials)
     return {
         "name": search.name,
+        "warm_start": known.lines,
         "total_trials": search.total_trials,
         "trials": [_trial(search, trial) for trial in proposed[:SHOWN]],
         "plan": (planned := plan(search)),
@@ -49,8 +54,8 @@ def dry_run(search: SearchConfig) -> dict[str, Any]:
     }
 
 
-def _proposed(search: SearchConfig) -> list[dict[str, Any]]:
-    searcher = SpaceSearcher(search)
+def _proposed(search: SearchConfig, known: Sequence[KnownTrial]) -> list[dict[str, Any]]:
+    searcher = SpaceSearcher(search, known)
     return [searcher.suggest(str(number)) for number in range(search.total_trials)]
 
 
@@ -126,7 +131,8 @@ def _passes(search: SearchConfig, trial: Mapping[str, Any], data: Dataset) -> Pa
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """A dry run for people: of the trials only what differs from the base."""
-    return [*_trial_lines(found), *plan_lines(found["plan"]), *_cost_lines(found)]
+    told = [*found["warm_start"], *_trial_lines(found)]
+    return [*told, *plan_lines(found["plan"]), *_cost_lines(found)]
 
 
 def _trial_lines(found: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ FACTORS = (0.8, 1.2)
 ALLOWED_DATA = ("augmentation", "crop_padding", "erasing", "cutmix", "extra_ratio")
 FIXED = {
     *("seed", "objective.morel", "optimizer.name", "optimizer.no_decay_on_norm_and_bias"),
-    *("training.epochs", "training.patience", "training.ema_decay", "training.swa_start_epoch"),
+    *("training.patience", "training.ema_decay", "training.swa_start_epoch"),
 }
 
 

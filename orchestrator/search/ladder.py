@@ -86,6 +86,9 @@ def check_scheduler(scheduler: SchedulerConfig, goal: GoalConfig, base: RunConfi
         f"max with scheduler.name {name}: to it a trial that diverged, at 0, would be the best"
     )
     check(not upside_down, "objective.mode", goal.mode, allowed)
+    grace = scheduler.grace_period
+    allowed = f"at most training.epochs = {epochs}"
+    check(grace is None or grace <= epochs, "scheduler.grace_period", grace, allowed)
     compared = milestones(scheduler, epochs, every)
     brackets = scheduler.brackets or 1
     allowed = (

@@ -18,6 +18,7 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from orchestrator import records, storage
+from orchestrator.search import goal
 from orchestrator.search.exploration import explore
 from orchestrator.search.ladder import milestones
 from orchestrator.search.pareto import best_first, ranks
@@ -126,10 +127,10 @@ class PopulationTraining(FIFOScheduler):
             cells.setdefault(tuple(trial.config["params"][name] for name in grid), []).append(trial)
         donors: dict[int, Any] = {}
         for members in cells.values():
-            points = [
-                records.accuracies(trial.latest_checkpoint_result.metrics) for trial in members
-            ]
-            for loser, winners in takeovers(self._search, points):
+            reports = [trial.latest_checkpoint_result.metrics for trial in members]
+            points = [records.accuracies(report) for report in reports]
+            missing = [bool(goal.complaints(self._search.objective, r)) for r in reports]
+            for loser, winners in takeovers(self._search, points, missing):
                 dice = self._dice("donor", epoch, members[loser])
                 donors[number_of(members[loser])] = members[dice.choice(winners)]
         return donors
@@ -175,13 +176,15 @@ def position(trial: Any) -> int:
 
 
 def takeovers(
-    search: SearchConfig, points: Sequence[tuple[float, float]]
+    search: SearchConfig, points: Sequence[tuple[float, float]], missing: Sequence[bool] = ()
 ) -> list[tuple[int, list[int]]]:
     """Who takes over a network, and from which trials he may, by (clean, robust) accuracy.
 
     The worst ``scheduler.quantile`` of the trials, rounded up and at most half, from as many of the
-    best; from those only that are truly better: by the objective, for a trade-off by rank.
+    best; from those only that are truly better: by the objective, for a trade-off by rank. Trials
+    ``missing`` a constraint of the search are worse than all others.
     """
+    missing = missing or [False] * len(points)
     quantile, metric = search.scheduler.quantile or 0.0, search.objective.metric
     count = min(math.ceil(quantile * len(points)), len(points) // 2)
     if metric == "tradeoff":
@@ -190,9 +193,11 @@ def takeovers(
     else:
         values = [point[metric == "robust_accuracy"] for point in points]
         order = sorted(range(len(points)), key=lambda i: (-values[i], i))
+    order = sorted(order, key=lambda i: missing[i])
+    worth = [(not missing[i], values[i]) for i in range(len(points))]
     taking: list[tuple[int, list[int]]] = []
     for loser in order[len(points) - count :]:
-        better = [winner for winner in order[:count] if values[winner] > values[loser]]
+        better = [winner for winner in order[:count] if worth[winner] > worth[loser]]
         if better:
             taking.append((loser, better))
     return taking

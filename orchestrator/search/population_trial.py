@@ -26,6 +26,7 @@ from orchestrator.failures import failure_reason, repeats
 from orchestrator.lease import Fence
 from orchestrator.recovery import drop_torn_snapshot
 from orchestrator.relay import END, Relay
+from orchestrator.retries import CHANGES
 from orchestrator.search.population import workers_name
 from orchestrator.staging import Staged
 from orchestrator.worker import (
@@ -81,7 +82,7 @@ def population_trial(
         name = workers_name(str(tune.get_context().get_trial_id()), stretch.after)
         last = _train(run, name, loop_config)
     except Exception as error:
-        if not repeats(failure_reason(error)):
+        if not repeats(failure_reason(error), changed=bool(config.get(CHANGES))):
             raise
         tune.report(failed(error))
         return

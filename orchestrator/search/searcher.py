@@ -13,12 +13,14 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from morel_core.errors import ConfigError
 from morel_core.ladder import Ladder
 from orchestrator.failures import FAILED
 from orchestrator.search import goal
-from orchestrator.search.parameters import SearchSpace, Values
+from orchestrator.search.parameters import SearchSpace, Values, is_setting
 from orchestrator.search.samplers import make_sampler
 from orchestrator.search.space import SearchConfig
+from orchestrator.search.trials import IMPOSSIBLE
 from orchestrator.search.warm_start import KnownTrial
 
 UNFINISHED = "unfinished"
@@ -45,7 +47,8 @@ class SpaceSearcher(Searcher):
     The order is: every baseline with every grid combination; then sampled points, each again with
     every grid combination, so that what a grid compares (seeds, methods) is compared at the same
     points. Tune's config of a trial is ``{"params": raw values, "overrides": dotted settings,
-    "baseline": name or None, "index": 0, 1, ...}``, in plain Python types.
+    "baseline": name or None, "index": 0, 1, ...}``, in plain Python types, and `IMPOSSIBLE` where a
+    derived setting has no value.
 
     Results must hold ``epoch`` and ``num_epochs`` beside what `goal.values` reads. A trial that was
     stopped before its last epoch, or ran out of patience before the last rung of
@@ -109,12 +112,15 @@ class SpaceSearcher(Searcher):
             trial, params = self._ask(known, self._grid[place])
             self._point |= {name: params[name] for name in params if name in self._space.sampled}
         self._open[trial_id] = OpenTrial(trial, params)
-        return {
-            "params": params,
-            "overrides": self._space.overrides(params),
-            "baseline": baseline,
-            "index": index,
-        }
+        return {"params": params, **self._settings(params), "baseline": baseline, "index": index}
+
+    def _settings(self, params: Values) -> dict[str, Any]:
+        """The settings of a point; of one that has none also why, and its trial will fail."""
+        try:
+            return {"overrides": self._space.overrides(params)}
+        except ConfigError as error:
+            raw = {name: value for name, value in params.items() if is_setting(name)}
+            return {"overrides": raw, IMPOSSIBLE: str(error)}
 
     def go_on_from(self, index: int) -> None:
         """Propose the trial of ``index`` next: those before it, and no others, are known."""

@@ -21,7 +21,7 @@ class Constraint:
 
     metric: str
     """clean_accuracy or robust_accuracy of its best epoch on the held-out split, or train_seconds,
-    the wall seconds of its training."""
+    the wall seconds of its epochs and their measurements, those too that a twin had trained."""
     sign: Literal[">=", "<="]
     bound: float
 

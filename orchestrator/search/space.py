@@ -223,9 +223,17 @@ def check_search(
     if settings.scheduler.name == "pbt":
         check_population(settings, space, epochs, every)
     check_attacks("final.attacks", settings.final.attacks, base.evaluation.attack)
-    check_points(space, base, settings.scheduler.grace_period)
+    check_points(space, base)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    return SearchConfig(**values, name=name, source=source, space=space, base=base)
+    search = SearchConfig(**values, name=name, source=source, space=space, base=base)
+    if search.searcher.name == "grid":
+        every, cells = len(search.planned()), len(space.grid())
+        allowed = (
+            f"at least {-(-every // cells)}: searcher grid tries every value with every other, in "
+            f"{every} trials; name fewer values, or a searcher that samples (random, quasi_random)"
+        )
+        check(search.total_trials == every, "num_trials", search.num_trials, allowed)
+    return search
 
 
 def _base(
@@ -263,6 +271,13 @@ def _base(
 def _check_counts(settings: SearchSettings, space: SearchSpace) -> None:
     """The number of trials fits the baselines, and the searcher fits the parameters."""
     points, fixed = settings.num_trials, len(space.baselines)
+    hours = settings.budget.gpu_hours
+    check(
+        hours is None or settings.resources.gpus_per_worker > 0,
+        "budget.gpu_hours",
+        hours,
+        "nothing here spends any: set resources.gpus_per_worker, or write budget.cpu_hours",
+    )
     names = ", ".join(space.baselines)
     check(points >= fixed, "num_trials", points, f"at least the {fixed} baselines ({names})")
     if settings.searcher.name == "grid":

@@ -73,6 +73,13 @@ def check_searchable(name: str) -> None:
         name,
         "what selects must be the same for every trial: set it in the recipe or under overrides",
     )
+    check(
+        name != "training.epochs",
+        "parameters",
+        name,
+        "is not searched: networks of different lengths are not compared, and the scheduler decides"
+        " who is trained to the end; set it under overrides",
+    )
     hint = (
         "resources: sets the workers" if section == "scaling" else "it does not change the numbers"
     )
@@ -213,7 +220,7 @@ def _typed(parameter: Sampled, value: Any) -> Any:
             return value
 
 
-def check_points(space: SearchSpace, base: RunConfig, grace_period: int | None) -> None:
+def check_points(space: SearchSpace, base: RunConfig) -> None:
     """Build the run at every baseline, every bound and some corners: its own checks speak."""
 
     tried: list[Values] = []
@@ -222,16 +229,8 @@ def check_points(space: SearchSpace, base: RunConfig, grace_period: int | None) 
         overrides = space.overrides(values)
         if overrides not in tried:
             tried.append(overrides)
-            check_grace(with_overrides(base, overrides))
+            with_overrides(base, overrides)
 
-    def check_grace(config: RunConfig) -> None:
-        epochs = config.training.epochs
-        longest = f"at most training.epochs = {epochs}"
-        within = grace_period is None or grace_period <= epochs
-        check(within, "scheduler.grace_period", grace_period, longest)
-
-    if "training.epochs" not in space.parameters:
-        check_grace(base)
     cell = space.grid()[0]
     for baseline, point in space.baselines.items():
         values = space.restrict({**point, **cell})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
 from orchestrator import ending, records, storage
+from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import RunConfig, flatten, to_dict, with_overrides
 from orchestrator.failures import FAILED, failure_reason
 from orchestrator.recovery import DAMAGED
@@ -36,6 +37,9 @@ TWIN = "twin"
 TRAINED = "trained"
 """… and up to which epoch the network in place is trained, whatever epoch is told of again."""
 
+IMPOSSIBLE = "impossible"
+"""Key of a trial's config: why its point has no settings that a run could have."""
+
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 LONGEST_NAME = 80
 """Characters of a trial's name in MLflow."""
@@ -58,6 +62,7 @@ class Trial:
     """The newest report of the trainer."""
     started: float = field(default_factory=time.time)
     seconds: float = 0.0
+    """What training its network took; of one taken over from a twin, there."""
     held: float = 0.0
     """Seconds of training that it cost: epochs that a crash made it repeat count each time."""
     holding_since: float | None = None
@@ -110,6 +115,11 @@ class Trial:
     def rung(self) -> int:
         """The rung of its best epoch, counted from 1; 0 in a search without rungs."""
         return int(self.last.get("best_rung", 0))
+
+
+def _in_tune(report: Mapping[str, Any]) -> float:
+    """Seconds that a trial took until a report, as Tune counts them."""
+    return float(report.get("time_total_s", 0.0))
 
 
 def trial_folder_name(tune_id: str) -> str:
@@ -211,8 +221,8 @@ class TrialBook:
             retries=retries(tune_trial),
             changes=dict(config.get(CHANGES, {})),
             last=dict(last := self._reported.get(tune_trial.trial_id, {})),
-            seconds=float(last.get("time_total_s", 0.0)),
-            held=self.held_before.get(run_id, float(last.get("time_total_s", 0.0))),
+            seconds=goal.seconds(last) or 0.0,
+            held=self.held_before.get(run_id, _in_tune(last)),
             holding_since=time.time(),
         )
         self._trials[run_id], self._tune_trials[run_id] = trial, tune_trial
@@ -264,9 +274,10 @@ class TrialBook:
             self.recorder.epoch(trial.run_id, int(metrics["epoch"]), recorded)
         # A report that it failed for good has no numbers: those before it stay.
         trial.last = {**trial.last, FAILED: report[FAILED]} if FAILED in report else dict(report)
-        trial.seconds = float(report.get("time_total_s", 0.0))
+        trial.seconds = goal.seconds(trial.last) or 0.0
         step = float(report.get("time_this_iter_s", 0.0))
-        trial.held, trial.holding_since = max(trial.held + step, trial.seconds), time.time()
+        trial.held = max(trial.held + step, _in_tune(report))
+        trial.holding_since = time.time()
         self.show()
 
     def _say_damaged(self, trial: Trial, said: str) -> None:
@@ -279,8 +290,8 @@ class TrialBook:
         trial = self.start(tune_trial)
         if tune_trial.last_result and not trial.last:  # restored: it ended before this driver
             trial.last = dict(tune_trial.last_result)
-            trial.seconds = float(trial.last.get("time_total_s", 0.0))
-            trial.held = max(trial.held, trial.seconds)
+            trial.seconds = goal.seconds(trial.last) or 0.0
+            trial.held = max(trial.held, _in_tune(trial.last))
         trial.holding_since = None
         self._locate(trial, tune_trial)
         reason = records.own_end(trial.last)
@@ -316,7 +327,7 @@ class TrialBook:
             asdict(stage) | {"overrides": self.search.space.overrides(stage.params)}
             for stage in population.schedule(trial.number, trial.params)
         ]
-        tags = {"morel.pbt.lineage": population.lineage(trial.number)}
+        tags = {LINEAGE: population.lineage(trial.number)}
         if len(stages) > 1:  # no run of constant settings is its twin
             tags["morel.key"] = hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:16]
         return tags, {"pbt.json": json.dumps(stages, indent=2)}
@@ -378,8 +389,8 @@ class TrialBook:
         """A trial whose end is recorded: only this driver did not know of it yet."""
         trial = self.start(tune_trial)
         trial.last = dict(tune_trial.last_result or {})
-        trial.seconds = float(trial.last.get("time_total_s", 0.0))
-        trial.held, trial.holding_since = max(trial.held, trial.seconds), None
+        trial.seconds = goal.seconds(trial.last) or 0.0
+        trial.held, trial.holding_since = max(trial.held, _in_tune(trial.last)), None
         self._locate(trial, tune_trial)
         trial.state, trial.reason = state, reason
         self._ended(trial)
@@ -416,7 +427,8 @@ class TrialBook:
     def retry(self, tune_trial: Any) -> None:
         """A trial failed, and Tune runs it again."""
         trial = self.start(tune_trial)
-        note_retry(tune_trial, run_of(self.search, trial), trial.epoch)
+        own = self._configs[trial.run_id]
+        note_retry(tune_trial, with_overrides(own, trial.changes), trial.epoch)
         trial.retries = retries(tune_trial)
         trial.changes = dict(tune_trial.config.get(CHANGES, {}))
         self.show()

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator import records
 from orchestrator.compare import RunRecord, load_runs
+from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import tracking_uri
 from orchestrator.search.parameters import (
     ChoiceParameter,
@@ -81,7 +82,7 @@ def _known(search: SearchConfig, run: RunRecord, *, same_data: bool) -> KnownTri
     """The trial of a run; raises `Refused`."""
     if run.tags.get("morel.state") != "finished":
         raise Refused("not trained to their own end")
-    if run.tags.get("morel.pbt.lineage"):
+    if run.tags.get(LINEAGE):
         raise Refused("of settings that changed on the way")
     if not same_data:
         raise Refused("on other data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import recorded
 import yaml
 
-from orchestrator import measuring, worker
+from morel_core.errors import MorelError
+from orchestrator import fingerprint, identity, measuring, worker
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.tune import SearchResult, tune
 
@@ -98,4 +100,29 @@ def test_a_later_search_takes_over_what_is_trained_and_verified(
         new, before = (recorded.history(shared_storage, run, metric) for run in runs)
         assert new == before
         assert len(new) == 2
-    assert trial.seconds < old.seconds
+    assert trial.seconds == pytest.approx(old.seconds)  # of the same network …
+    assert trial.held < old.held  # … which cost nothing this time
+
+
+def test_what_other_code_has_trained_is_no_twin_of_this(
+    workers_know_the_model: Any, local_ray: Any, shared_storage: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "overrides": {**SPACE["overrides"], "model": {**SPACE["overrides"]["model"], "holds": 64}},
+        "ladder": {},
+        "parameters": {"objective.alpha": {"type": "float", "low": 0.1, "high": 1.0}},
+        "baselines": {"paper": {"objective.alpha": 0.5}},
+    }
+    twins, code = shared_storage / "twins", fingerprint.code_hash()
+    with pytest.MonkeyPatch.context() as patch:
+        parts = {**fingerprint.code_parts(), "morel_core/step.py": "older"}
+        for module in (fingerprint, identity):
+            patch.setattr(module, "code_parts", lambda: parts)
+        tune(search(shared_storage, tmp_path, "coded", num_trials=1, **changes))
+    more = search(shared_storage, tmp_path, "coded", num_trials=2, **changes)
+    with pytest.raises(MorelError, match=r"begun under other code: morel_core/step\.py has"):
+        tune(more)
+    first, second = tune(more, force_code=True).trials
+    noted = [(json.loads(path.read_text())["run_id"], path.name) for path in twins.glob("*.json")]
+    found = [(run_id, code in name) for run_id, name in noted if run_id.startswith("coded/")]
+    assert sorted(found) == sorted([(first.run_id, False), (second.run_id, True)])

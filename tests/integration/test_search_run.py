@@ -209,6 +209,29 @@ def test_failed_and_diverged_trials_are_recorded_as_such(
         assert run.data.tags["morel.state"] == by_name[name].state
 
 
+def test_a_point_that_no_run_can_have_costs_its_own_trial_alone(
+    local_ray: Any, shared_storage: Path, tmp_path: Path
+) -> None:
+    """Each value is possible beside the paper's of the others, so that the search is taken."""
+    file = space(
+        tmp_path,
+        "impossible",
+        num_trials=6,
+        searcher={"name": "grid"},
+        parameters={
+            "objective.accuracy": {"type": "choice", "values": ["trades", "mart", "at"]},
+            "objective.label_smoothing": {"type": "choice", "values": [0.0, 0.1]},
+        },
+        baselines={"paper": {"objective.accuracy": "at", "objective.label_smoothing": 0.0}},
+    )
+    result = tune(search(shared_storage, file, "impossible"))
+    failed = [trial for trial in result.trials if trial.state != "finished"]
+    assert len(result.trials) == 6
+    assert failed
+    assert all("objective.label_smoothing = 0.1" in trial.reason for trial in failed)
+    assert result.winner is not None
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_multi_worker_trials_on_real_cifar10_free_their_cpus(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from morel_core import PGD, Trainer
+from morel_core import PGD, MorelError, Trainer
 from orchestrator import cli
 from orchestrator.config import with_overrides
 from orchestrator.search import cost, dry_run
@@ -162,6 +162,11 @@ def test_a_point_that_no_run_can_have(search, timed, monkeypatch):
     assert "error" in found["trials"][1]
     assert found["cost"]["impossible_trials"] == 1
     assert "cannot be run" in "\n".join(dry_run.lines(found))
+
+
+def test_what_it_is_to_learn_from_must_be_there(search, timed):
+    with pytest.raises(MorelError, match="nothing was recorded there yet"):
+        dry_run.dry_run(replace(search, warm_start=["nowhere"]))
 
 
 def test_the_command_writes_nothing(timed, tmp_path, capsys, monkeypatch):

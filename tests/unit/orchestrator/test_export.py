@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from morel_core import Trainer
+from morel_core.evaluation import model_hash
 from morel_core.models import MorelNet
 from orchestrator.cli import main
 from orchestrator.config import compose
@@ -66,6 +67,9 @@ def test_every_file_gives_the_logits_of_the_trained_network(resnet: tuple[Path, 
     size = expected.abs().max()
     program = torch.export.load(folder / "model.pt2").module()
     assert (program(x) - expected).abs().max() <= 1e-6 * size
+    record = json.loads((folder / "evaluation.json").read_text())
+    assert record["model_hash"] == model_hash(program)
+    assert record["model_hash"] != model_hash(nn.Module())  # of no weights at all
     served = mlflow.pyfunc.load_model(str(folder / "mlflow_model"))
     assert (torch.from_numpy(served.predict(x.numpy())) - expected).abs().max() <= 1e-6 * size
     assert served.metadata.get_input_schema() is not None

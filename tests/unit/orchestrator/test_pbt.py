@@ -280,6 +280,14 @@ def test_a_tradeoff_takes_over_from_a_better_front_only(pbt):
     assert takeovers(search, [(0.1, 0.9), (0.9, 0.1), (0.5, 0.5)]) == []
 
 
+def test_who_misses_a_constraint_gives_nothing_away(pbt):
+    search = pbt(metric="robust_accuracy", quantile=0.5)
+    points = [(0.9, 0.9), (0.9, 0.5), (0.9, 0.4), (0.9, 0.3)]
+    assert takeovers(search, points) == [(2, [0, 1]), (3, [0, 1])]
+    assert takeovers(search, points, [True, False, False, False]) == [(3, [1, 2]), (0, [1, 2])]
+    assert takeovers(search, points, [True] * 4) == takeovers(search, points)
+
+
 def test_what_a_trial_takes_over(pbt):
     """The donor's checkpoint of this very epoch, settings near the donor's, its own costs."""
     search = pbt(num_trials=4, interval=4, resample=0.0)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from morel_core.errors import MorelError
+from orchestrator import reproduce
+from orchestrator.config import compose
 from orchestrator.reproduce import Difference, Plan, Reproduction, environment_differences
 
 PLAN = cast(Plan, None)
@@ -30,3 +36,14 @@ def test_versions_that_came_went_and_changed() -> None:
         "torch: 2.14.1, now 2.15.0",
         "ray: none, now 2.60",
     ]
+
+
+def test_what_population_based_training_changed_is_no_run_to_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tags = {"morel.pbt.lineage": "epoch 3 from trial 002"}
+    run = SimpleNamespace(run_id="pop/t4", kind="trial", tags=tags)
+    monkeypatch.setattr(reproduce, "find_run", lambda name, tracking: run)
+    for again in (reproduce.plan_reproduction, reproduce.fork):
+        with pytest.raises(MorelError, match=r"'pop/t4' was .* \(epoch 3 from trial 002\): no"):
+            again("pop/t4", compose("digits", []), {})

@@ -126,7 +126,7 @@ def test_only_trials_that_keep_the_constraints_win(search, metric):
     bound = bounded(search, "clean_accuracy >= 0.8", "train_seconds <= 100", metric=metric)
     trials = [
         point(1, 0.7, 0.9, time_total_s=10.0),
-        point(2, 0.9, 0.8, time_total_s=200.0),
+        point(2, 0.9, 0.8, time_total_s=0.1, train_seconds=200.0),  # taken over from a twin
         point(3, 0.8, 0.3, time_total_s=100.0),
         point(4, 0.1, 0.9, time_total_s=10.0, state="stopped"),
     ]

@@ -7,6 +7,7 @@ import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
 from orchestrator import records
+from orchestrator.failures import FAILED
 from orchestrator.records import own_end
 from orchestrator.search import trials
 from orchestrator.search.selection import choose
@@ -195,7 +196,7 @@ def test_the_scheduler_that_stopped_a_trial_is_named(search, recorder, name):
 
 
 def test_all_epochs_are_those_of_the_trial(book):
-    """A space may search over training.epochs: 4 of 4 is finished where the recipe has 9."""
+    """Not those of the recipe, which has 9: what its reports say."""
     short, long = FakeTrial("a", 0), FakeTrial("b", 1)
     book.result(short, report(4, num_epochs=4))
     book.complete(short)
@@ -210,6 +211,20 @@ def test_all_epochs_are_those_of_the_trial(book):
 def test_a_trial_that_never_reported(book):
     book.complete(FakeTrial())
     assert (book.trials[0].state, book.trials[0].epoch) == ("stopped", 0)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_point_that_no_run_can_have(book, recorded, again):
+    tune_trial = FakeTrial(k1=0.25, alpha=-1.0, failure=traceback("OSError: the worker died"))
+    reason = "ConfigError: objective.alpha = -1.0: must be >= 0"
+    book.start(tune_trial)
+    if again:
+        book.retry(tune_trial)
+    book.result(tune_trial, {"epoch": 0, "epochs": [], FAILED: reason})
+    book.complete(tune_trial)
+    (trial,) = book.trials
+    assert (trial.state, trial.reason) == ("failed", reason)
+    assert recorded("hunt/t1")[-1][1]["stop_reason"] == reason
 
 
 def test_diverged(book, recorded):

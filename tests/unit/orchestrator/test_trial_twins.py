@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from orchestrator import storage, tune, worker
 from orchestrator.building import build
 from orchestrator.config import RunConfig, to_dict, with_overrides
 from orchestrator.search import reuse, verify
+from orchestrator.search.goal import TRAIN_SECONDS
 from orchestrator.search.reuse import find_twins, note_twin
 from orchestrator.search.selection import Verified
 from orchestrator.search.settings import SchedulerConfig
@@ -123,6 +125,8 @@ def test_a_twin_is_told_again_and_not_trained(begin, twins, run, tmp_path, monke
     assert [r["epoch"] for r in reports] == [1, 2, 3, 4]
     assert {r["twin"] for r in reports} == {"old/t7"}
     assert {r["trained"] for r in reports} == {4}
+    took = [m["seconds"] + m.get("seconds_evaluation", 0.0) for m in old.history]
+    assert [r[TRAIN_SECONDS] for r in reports] == pytest.approx(list(accumulate(took)))
     # At epoch 2 the network is that of epoch 4: it is saved when that has been told.
     assert [r[SHOULD_CHECKPOINT] for r in reports] == [False, False, False, True]
     trial.save_checkpoint(str(tmp_path / "new"))

@@ -13,7 +13,9 @@ from morel_core.checkpoint import MANIFEST, load_progress
 from orchestrator import worker
 from orchestrator.building import build
 from orchestrator.config import RunConfig, to_dict
+from orchestrator.failures import FAILED
 from orchestrator.measuring import measure_checkpoint, measure_final
+from orchestrator.search.trials import IMPOSSIBLE
 from orchestrator.worker import MorelTrial, reports, scaling_config
 
 TINY = {
@@ -86,6 +88,7 @@ def test_a_diverging_run_ends_with_the_worst_accuracies(base):
     class Diverging:
         config = base
         done = False
+        history = ()
 
         def epochs(self):
             yield {"epoch": 1, "diverged": 0.0, "robust_accuracy": 0.5, "clean_accuracy": 0.8}
@@ -116,6 +119,16 @@ def test_a_trial_is_the_base_with_its_overrides(trial, base):
     assert trial.trainer.config == trial.run_config
     assert trial.base == base
     assert torch.get_num_threads() == base.scaling.cpus_per_worker
+
+
+def test_a_point_that_no_run_can_have_says_why_and_ends(base):
+    trial = MorelTrial.__new__(MorelTrial)
+    trial.setup(point(0.1) | {IMPOSSIBLE: "objective.alpha: division by zero"}, base=to_dict(base))
+    report = trial.step()
+    assert (report["done"], report[FAILED]) == (
+        True,
+        "MorelError: objective.alpha: division by zero",
+    )
 
 
 def test_steps_go_from_measurement_to_measurement_and_save_at_milestones_and_the_end(trial):

@@ -176,7 +176,6 @@ def test_settings_that_make_no_sense_with_pbt(load, overrides, message):
     [
         ("seed", "{type: int, low: 0, high: 9}"),
         ("model.width", "{type: choice, values: [4, 8]}"),
-        ("training.epochs", "{type: int, low: 4, high: 6}"),
         ("optimizer.name", "{type: choice, values: [sgd, adamw]}"),
         ("data.train_size", "{type: int, low: 200, high: 300}"),
     ],

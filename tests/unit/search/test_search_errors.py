@@ -363,11 +363,16 @@ def test_nothing_left_to_sample(load):
         load(text)
 
 
-def test_grace_period_beyond_the_shortest_trial(load):
+def test_trials_of_different_lengths_are_not_compared(load):
     text = parameters("training.epochs: {type: int, low: 2, high: 12}")
-    message = "parameters.training.epochs.low = 2: gives scheduler.grace_period = 3: at most"
-    with pytest.raises(ConfigError, match=message):
-        load(text, head="scheduler: {name: asha, grace_period: 3}\n")
+    with pytest.raises(ConfigError, match=r"parameters = 'training\.epochs': is not sea"):
+        load(text)
+
+
+def test_hours_of_gpus_that_nobody_uses(load):
+    with pytest.raises(ConfigError, match=r"budget\.gpu_hours = 1\.0: nothing here spends any"):
+        load(ALPHA, "budget.gpu_hours=1")
+    assert load(ALPHA, "budget.gpu_hours=1", "resources.gpus_per_worker=0.5").budget.gpu_hours == 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from orchestrator.search.searcher import UNFINISHED, SpaceSearcher
+from orchestrator.search.trials import IMPOSSIBLE
 
 SPACE = """
 parameters:
@@ -368,3 +369,21 @@ def test_state_through_tunes_own_wrappers(load, tmp_path):
     assert third == searcher.suggest("c")
     finish(limiter, "b", second)
     assert states(restored) == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
+
+
+def test_a_point_without_a_value_is_proposed_with_the_reason(load):
+    """Its bounds have one, so the search was taken; the point costs its own trial alone."""
+    text = """
+parameters:
+  a: {type: int, low: 1, high: 3}
+  objective.alpha: {type: derived, expression: "1 / (a - 2) ** 2"}
+baselines: {paper: {a: 1}}
+"""
+    searcher = SpaceSearcher(load(text, "num_trials=12", "searcher.name=random"))
+    proposed = [searcher.suggest(f"t{number}") for number in range(12)]
+    impossible = [config for config in proposed if IMPOSSIBLE in config]
+    assert 0 < len(impossible) < 12
+    for config in proposed:
+        assert (IMPOSSIBLE in config) == (config["params"]["a"] == 2)
+    assert "objective.alpha = '1 / (a - 2) ** 2': " in impossible[0][IMPOSSIBLE]
+    assert impossible[0]["overrides"] == {}

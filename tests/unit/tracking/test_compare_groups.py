@@ -246,3 +246,15 @@ def test_latex_escapes_what_users_wrote() -> None:
     assert r"50\%\_of \$x \& \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}" in str(
         as_text(table, "latex")
     )
+
+
+def test_long_numbers_of_a_group_are_cut(runs: list[RunRecord]) -> None:
+    near = [replace(r, params=r.params | {"eps": str(8 / 255)}) for r in runs[:3]]
+    assert group_runs(near, ["eps"]).groups[0].name == "0.03137"
+    far = [replace(r, params=r.params | {"eps": str(8.0001 / 255)}) for r in runs[3:]]
+    assert len(group_runs([*near, *far], ["eps"]).groups) == 2
+    assert pick([*near, *runs[3:]], ["eps = 8/255"]) == near
+
+
+def test_no_runs_are_no_groups() -> None:
+    assert group_runs([], ["seed"]).groups == []

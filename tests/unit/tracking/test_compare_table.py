@@ -13,6 +13,8 @@ from orchestrator.compare import (
     RunRecord,
     Score,
     comparison_table,
+    group_runs,
+    pick,
     render_rich,
     to_csv,
     to_json,
@@ -188,3 +190,107 @@ def test_a_ladder_is_not_among_the_settings_that_differ(runs):
     """It is long, and each number stands beside the attack of its rung."""
     laddered = replace(runs[1], params={**runs[1].params, "evaluation.rungs": '[{"epoch": 1}]'})
     assert comparison_table([laddered, *runs[2:]]).params == comparison_table(runs[1:]).params
+
+
+CHEAP = "pgd5_linf_8-255_first150"
+JUDGED = {"morel.attack.evaluation": PGD}
+
+
+@pytest.fixture
+def ladder():
+    """A search whose cheap first rung stopped most of its trials."""
+    stopped = {"morel.state": "stopped", **JUDGED}
+    whole = {"morel.state": "finished", **JUDGED}
+    numbers = {
+        "winner": measured("best.holdout", 0.8, 0.5),
+        "masked": measured("best.holdout", 0.9, 0.6),
+        "unsafe": measured("best.holdout", 0.5, 0.7),
+        "beaten": measured("best.holdout", 0.7, 0.4),
+        "other": measured("best.holdout", 0.85, 0.3),
+    }
+    tags = {
+        "winner": {"morel.winner": "true"},
+        "masked": {"morel.masking": "unbounded attack"},
+        "unsafe": {"morel.missed": "clean_accuracy 0.5 misses clean_accuracy >= 0.6"},
+    }
+    cheap = [
+        run(f"stopped{n}", measured("best.holdout", 0.95, 0.9, CHEAP), tags=stopped)
+        for n in range(6)
+    ]
+    return [*cheap, *(run(n, m, tags=whole | tags.get(n, {})) for n, m in numbers.items())]
+
+
+def test_the_attack_that_decides_comes_first_however_few_were_measured_with_it(ladder):
+    table = comparison_table(ladder)
+    assert [row.name for row in table.rows[:5]] == ["unsafe", "masked", "winner", "beaten", "other"]
+    assert {row.attack for row in table.rows[5:]} == {CHEAP}
+
+
+def test_on_the_front_is_only_who_may_win(ladder):
+    table = comparison_table(ladder)
+    assert {row.name for row in table.rows if row.on_front} == {"winner", "other"}
+    assert [row.name for row in table.rows if row.winner] == ["winner"]
+    console = Console(width=200, record=True)
+    console.print(render_rich(table))
+    shown = console.export_text()
+    assert "winner + ★" in shown
+    assert "★ the winner of its search." in shown
+    assert CHEAP in shown.splitlines()[-8]  # each row says what it was measured with
+
+
+@pytest.fixture
+def swept():
+    """Two runs measured in several balls and with several attacks on the test set."""
+
+    def of(name, **robust):
+        metrics = measured("best.holdout", 0.8, 0.5) | {"test.clean": 0.75}
+        metrics |= {f"test.robust.{attack.replace('__', '-')}": v for attack, v in robust.items()}
+        return run(name, metrics, kind="train", tags=JUDGED)
+
+    return [
+        of("a", pgd20_linf_8__255=0.45, fgsm_linf_8__255=0.5, pgd20_linf_16__255=0.2),
+        of(
+            "b", pgd20_linf_8__255=0.46, fgsm_linf_8__255=0.55, pgd20_linf_16__255=0.1,
+            autoattack_linf_8__255=0.4,
+        ),
+    ]  # fmt: skip
+
+
+def test_the_test_attack_lies_in_the_ball_and_is_the_strongest_that_most_share(swept):
+    table = comparison_table(swept)
+    assert {row.test_attack for row in table.rows} == {PGD}
+    assert [len(row.test_attacks) for row in table.rows] == [3, 4]  # all of them are told
+    asked = comparison_table(swept, "test_robust_accuracy", "autoattack_linf_8-255")
+    assert [row.name for row in asked.rows] == ["b", "a"]
+    assert asked.rows[0].test_robust_accuracy == Score(0.4)
+    assert asked.rows[1].test_robust_accuracy is None
+    with pytest.raises(ConfigError, match="--attack = 'cw': known: autoattack"):
+        comparison_table(swept, attack="cw")
+
+
+def test_every_test_attack_can_be_got_out(swept):
+    (line, _) = csv.DictReader(io.StringIO(to_csv(comparison_table(swept, "name"))))
+    assert line["test.robust.pgd20_linf_16-255"] == "0.2"
+    assert line["test.robust.autoattack_linf_8-255"] == ""
+    rows = json.loads(to_json(comparison_table(swept, "name")))["rows"]
+    assert rows[1]["test_attacks"]["autoattack_linf_8-255"]["value"] == 0.4
+
+
+def test_groups_and_conditions_go_by_the_same_attack(swept):
+    assert group_runs(swept, ["lr"]).attack == PGD
+    assert group_runs(swept, ["lr"], attack="fgsm_linf_8-255").groups[0].runs == 2
+    assert pick(swept, ["test_robust_accuracy >= 0.42"]) == swept[:1]  # not that of 16/255
+
+
+def test_best_by_verified_accuracy(runs):
+    verified = {f"verified.robust.{PGD}": 0.2}
+    runs.append(run("checked", measured("best.holdout", 0.9, 0.1) | verified))
+    assert comparison_table(runs, "verified_accuracy").rows[0].name == "checked"
+    assert [r.name for r in pick(runs, ["verified_accuracy > 0.1"])] == ["checked"]
+
+
+def test_settings_that_changed_on_the_way_are_said_to_be_the_first(runs):
+    assert not [note for note in comparison_table(runs).notes if "changed on the way" in note]
+    runs[1] = replace(runs[1], tags={"morel.pbt.lineage": "epoch 3 from trial 002"})
+    (note,) = [note for note in comparison_table(runs).notes if "changed on the way" in note]
+    assert note.startswith("1 run(s) were trained with settings that changed")

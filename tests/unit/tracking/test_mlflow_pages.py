@@ -53,6 +53,11 @@ def test_of_several_attacks_the_strongest_is_quoted():
     assert notes.headline(HELD_OUT | TEST).startswith("Robust accuracy 52.0 [42.0, 62.0] % (square")
 
 
+def test_a_larger_ball_is_not_the_one_that_counts():
+    swept = {"test.robust.pgd20_linf_0.2": 0.1, "test.robust.pgd50_linf_0.1": 0.51}
+    assert notes.headline(HELD_OUT | swept).startswith("Robust accuracy 51.0 % (pgd50_linf_0.1, ")
+
+
 def test_the_table_has_each_number_with_interval_attack_and_count():
     text = notes.accuracy_table(HELD_OUT | VERIFIED).replace(notes.GAP, "").replace("\xa0", " ")
     assert (

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 import orchestrator
 from morel_core.errors import MorelError
+from orchestrator.compare import load_all
 
 PGD = "pgd20_linf_8-255"
 POINTS = {"robust": (0.7, 0.5), "clean": (0.9, 0.3), "dominated": (0.65, 0.25)}
@@ -46,7 +47,10 @@ def test_results_are_a_frame_with_intervals(uri: str) -> None:
     assert "params.seed" not in frame  # does not differ
     picked = orchestrator.results("papers", uri=uri, where=["clean_accuracy > 0.8"])
     assert list(picked.index) == ["clean"]
-    assert orchestrator.results("papers", uri=uri, where=["clean_accuracy > 1"]).empty
+    none = orchestrator.results("papers", uri=uri, where=["clean_accuracy > 1"])
+    assert none.empty
+    assert list(none.columns) == [c for c in frame.columns if not c.startswith("params.")]
+    assert orchestrator.front_figure(none).axes
     with pytest.raises(MorelError, match="'paper' is not in"):
         orchestrator.results("paper", uri=uri)
 
@@ -69,3 +73,14 @@ def test_figures_can_be_drawn(uri: str, tmp_path: Path) -> None:
     assert len(curves.axes[0].get_lines()) == 2
     for figure in (front, curves):
         figure.savefig(tmp_path / "figure.png")
+
+
+def test_a_search_is_found_in_whichever_experiment_it_is(uri: str) -> None:
+    client = MlflowClient(uri)
+    tags = {"morel.run_id": "hunt", "morel.kind": "search", "morel.search": "hunt"}
+    client.create_run(client.create_experiment("others"), tags=tags)
+    both = ["papers", "others"]
+    assert [run.run_id for run in load_all(uri, both, ["hunt"])] == ["hunt"]
+    assert len(load_all(uri, both)) == len(POINTS) + 1
+    with pytest.raises(MorelError, match="search 'hnt' is not in experiment 'papers, others': did"):
+        load_all(uri, both, ["hnt"])
