@@ -11,6 +11,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from tiny_evaluation import TINY
 
 from morel_core import Trainer
+from morel_core.data import load_data
 from orchestrator import storage, tune, worker
 from orchestrator.building import build
 from orchestrator.config import RunConfig, to_dict, with_overrides
@@ -185,7 +186,7 @@ def test_ranks_take_over_what_their_driver_found(twins, run, tmp_path, monkeypat
     monkeypatch.setattr(worker.train, "get_preemption_info", lambda: None)
     monkeypatch.setattr(worker.train, "report", lambda r, **how: reports.append((r, how)))
     monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
-    staged = worker.Staged(run.data, "f1", None)
+    staged = worker.Staged(run.data, load_data(run.data).fingerprint, None)
     how = {"milestones": [2], "staged": staged, "twin": twins.find(run)}
     worker.train_loop({"config": to_dict(run), **how})
     assert [m for r, _ in reports for m in r["epochs"]] == old.history
