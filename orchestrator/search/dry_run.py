@@ -173,4 +173,7 @@ def _cost_lines(found: Mapping[str, Any]) -> list[str]:
         f"{timedelta(seconds=round(cost['seconds_per_trial']))} a trial, {whole} in all"
         + ("" if wall is None else f", {timedelta(seconds=round(wall))} on the clock")
     )
-    return [*shown, "an upper bound: without early stopping, verification and test set aside"]
+    return [
+        *shown,
+        "an upper bound at that pace: without early stopping; verification and test aside",
+    ]

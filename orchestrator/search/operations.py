@@ -147,8 +147,12 @@ def stop(name: str, numbers: Sequence[int], config: RunConfig) -> list[str]:
         raise MorelError(f"{name}: nothing to stop: the search is {found['state']}{heard}")
     if not numbers:
         control.ask_pause(folder)
-        again = f"{found['parent']}'s" if found.get("parent") else f"the same (with name={name})"
-        return [f"{name} is asked to pause: running trials are saved, {again} command goes on"]
+        again = (
+            f"the command of {found['parent']}"
+            if found.get("parent")
+            else f"the same command, with name={name},"
+        )
+        return [f"{name} is asked to pause: running trials are saved, {again} goes on"]
     ended = {
         trial["number"]: trial["state"]
         for trial in found["trials"]
