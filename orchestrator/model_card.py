@@ -12,7 +12,7 @@ from morel_core.evaluation import EvaluationResult
 from morel_core.models import MorelNet
 from orchestrator.config import RunConfig, scientific
 from orchestrator.evaluation.targets import Target
-from orchestrator.notes import method_name
+from orchestrator.notes import accuracy_table, method_name
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50")
 
@@ -50,7 +50,7 @@ def model_card(
             "Accuracies with their 95 % Wilson intervals, measured on `model.pt2` when it was "
             "exported. They hold for this attack and this radius: another attack may find more, "
             "and images outside the ball are not covered at all.",
-            *([f"\nEarlier evaluations warned: {target.warnings}"] if target.warnings else []),
+            *_recorded(target),
             "",
             "## How to load it",
             "",
@@ -65,6 +65,7 @@ def model_card(
             "## What it comes from",
             "",
             f"- run: `{target.run_id or target.name}`",
+            *([f"- commit: `{target.commit}`"] if target.commit else []),
             f"- data: {data.name}, fingerprint `{data.fingerprint}`",
             f"- weights: `{result.model_hash}`",
             *(f"- {package}: {version}" for package, version in result.versions.items()),
@@ -75,6 +76,16 @@ def model_card(
             "",
         ]
     )
+
+
+def _recorded(target: Target) -> list[str]:
+    """What its run says of it: numbers of before, and what there was to doubt in them."""
+    lines: list[str] = []
+    if table := accuracy_table(target.metrics):
+        lines += ["", "Recorded of the network before it was exported:", "", table]
+    if target.warnings:
+        lines += ["", f"Earlier evaluations warned: {target.warnings}"]
+    return lines
 
 
 def snippet(config: RunConfig, data: Dataset, net: MorelNet) -> str:

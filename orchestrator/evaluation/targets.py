@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -45,6 +45,10 @@ class Target:
     """How that run ended: evaluating it again does not change these two."""
     warnings: str = ""
     """The tag ``morel.warnings`` of that run: earlier evaluations' findings."""
+    metrics: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
+    """Of that run."""
+    commit: str = ""
+    """That trained it, if that is known."""
 
     @property
     def owner(self) -> str | None:
@@ -97,6 +101,8 @@ def find_target(
         stop_reason=run.tags.get("morel.stop_reason", ""),
         status=cast(Status, run.status) if ended else "FINISHED",
         warnings=run.tags.get("morel.warnings", ""),
+        metrics=run.metrics,
+        commit=run.tags.get("morel.commit", ""),
     )
 
 

@@ -202,6 +202,7 @@ def run(run_id, started, status="FINISHED", **tags):
         started=started,
         status=status,
         tags={"morel." + key: value for key, value in tags.items()},
+        metrics={},
     )
 
 

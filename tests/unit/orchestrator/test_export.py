@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -14,12 +15,13 @@ import torch
 from torch import nn
 
 from morel_core import Trainer
-from morel_core.evaluation import model_hash
+from morel_core.evaluation import evaluate, model_hash
 from morel_core.models import MorelNet
 from orchestrator.cli import main
 from orchestrator.config import compose
 from orchestrator.evaluation.targets import find_target
 from orchestrator.export import export
+from orchestrator.model_card import model_card
 
 SMALL = [
     "training.epochs=1",
@@ -110,6 +112,23 @@ def test_its_robust_accuracy_is_measured_and_on_the_card(resnet: tuple[Path, Pat
     card = (folder / "README.md").read_text()
     assert f"{record['outcomes']['pgd3_linf_0.1']['accuracy']:.1%}" in card
     assert "fingerprint" in card
+
+
+def test_the_card_has_the_record_of_its_run(resnet: tuple[Path, Path]) -> None:
+    saved, _ = resnet
+    verified = {"verified.robust.apgd-ce_linf_0.1": 0.425, "verified.images": 100}
+    target = replace(
+        find_target(str(saved), compose("digits", []), {}),
+        metrics=verified, commit="c0ffee", warnings="gradients vanish",
+    )  # fmt: skip
+    trainer = Trainer(compose("digits", SMALL))
+    images = trainer.data.test.fetch(torch.arange(8))
+    result = evaluate(trainer.net, images, trainer.data.test.labels[:8], {})
+    card = model_card(target, trainer.data, trainer.net, result, {})
+    assert "42.5" in card
+    assert "apgd-ce_linf_0.1, 100 held-out images, verified" in card
+    assert "- commit: `c0ffee`" in card
+    assert "Earlier evaluations warned: gradients vanish" in card
 
 
 def test_a_net_that_normalises_and_what_is_refused(
