@@ -149,9 +149,9 @@ class Recorded:
     config: dict[str, Any]
     """``config.yaml`` of the winner."""
     evaluations: list[Measured]
-    """Of the best trials and the baselines."""
+    """Of the best trials and the baselines, and of all that were verified or tested."""
     curves: dict[str, dict[str, list[tuple[int, float]]]]
-    """Run id → metric → (epoch, value), of the same."""
+    """Run id → metric → (epoch, value), of the best trials and the baselines."""
     campaign: Report | None
     """Of a campaign that came to its end."""
     others: list[str]

@@ -67,7 +67,9 @@ def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
         provisional=provisional,
         definition=reader.yaml(subject) if subject else {},
         config=reader.yaml(winner.run) if winner else {},
-        evaluations=[found for trial in shown for found in reader.evaluations(trial.run)],
+        evaluations=[
+            found for trial in _evaluated(trials, shown) for found in reader.evaluations(trial.run)
+        ],
         curves={trial.run.run_id: reader.curves(trial.run) for trial in shown},
         campaign=campaign,
         others=[run.run_id for run in tops if subject is None or run.run_id != subject.run_id],
@@ -152,12 +154,19 @@ def _winner(trials: Sequence[Trial], chosen: str) -> tuple[Trial | None, bool]:
 
 
 def _shown(trials: Sequence[Trial], winner: Trial | None) -> list[Trial]:
-    """The winner, the verified, the best few and the baselines: those that curves are drawn of."""
+    """The winner, the best few, verified ones too, and the baselines: curves are drawn of them."""
     ranked = sorted(trials, key=robust_first)
     verified = [trial for trial in ranked if trial.verified]
     chosen = [*([winner] if winner else []), *verified[:TOP], *ranked[:TOP]]
     chosen += [trial for trial in trials if trial.baseline][:TOP]
     return list({trial.run.run_id: trial for trial in chosen}.values())
+
+
+def _evaluated(trials: Sequence[Trial], shown: Sequence[Trial]) -> list[Trial]:
+    """Those whose evaluations are read: the shown, and all that were verified or tested."""
+    again = ("verified.", "test.")
+    measured = [t for t in trials if any(key.startswith(again) for key in t.run.metrics)]
+    return list({trial.run.run_id: trial for trial in [*shown, *measured]}.values())
 
 
 class _Reader:
@@ -184,14 +193,18 @@ class _Reader:
         ]
 
     def curves(self, run: RunRecord) -> dict[str, list[tuple[int, float]]]:
-        """Held-out accuracies of each epoch, by metric."""
+        """Held-out accuracies of each epoch, by metric.
+
+        Later evaluations of the held-out split are recorded under the same names, at step 0.
+        """
         keys = [
             key
             for key in sorted(run.metrics)
             if (key == "holdout.clean" or key.startswith("holdout.robust."))
             and not key.endswith(("_low", "_high"))
         ]
-        return {key: self._history(run, key) for key in keys}
+        found = {key: [(e, v) for e, v in self._history(run, key) if e > 0] for key in keys}
+        return {key: points for key, points in found.items() if points}
 
     def _history(self, run: RunRecord, key: str) -> list[tuple[int, float]]:
         found = {m.step: m.value for m in self._entries(run, key) if math.isfinite(m.value)}
