@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.runs import Score
 from orchestrator.config import NOT_SCIENTIFIC
+from orchestrator.report.ball import ball_of
 from orchestrator.report.charts import attacks_of
 from orchestrator.report.course_charts import total_cost
-from orchestrator.report.data import Recorded, Trial, scores, value_text
-from orchestrator.report.evaluations import rival
+from orchestrator.report.data import Measured, Recorded, Trial, scores, value_text
+from orchestrator.report.evaluations import rival, worst_record
 
 PLACE = tuple(key for key in NOT_SCIENTIFIC if key != "scaling")
 """Sections that say where the run was, which a reader's run is not."""
@@ -97,16 +99,12 @@ def _because(recorded: Recorded, winner: Trial) -> str:
 def _numbers(recorded: Recorded, winner: Trial) -> list[tuple[str, str, str]]:
     run = winner.run
     images = {split: run.metrics.get(f"{split}.images") for split in ("test", "verified")}
-    rows: list[tuple[str, Score | None, str]] = []
 
     def on(split: str, words: str) -> str:
         count = images[split]
         return f"{count:.0f} {words}" if count else words
 
-    tests = scores(run, "test.robust.")
-    quoted_ones = {winner.attack: tests[winner.attack]} if winner.attack in tests else tests
-    for name, value in quoted_ones.items():
-        rows.append(("test, robust", value, f"{name} on {on('test', 'test images')}"))
+    rows: list[tuple[str, Score | None, str]] = [*_test_rows(recorded, winner)]
     rows.append(("test, clean", run.clean("test"), on("test", "test images")))
     if winner.verified:
         rows.append(
@@ -117,6 +115,33 @@ def _numbers(recorded: Recorded, winner: Trial) -> list[tuple[str, str, str]]:
     rows.append(("search, robust", winner.any_robust, f"{winner.attack} on {held}"))
     rows.append(("search, clean", winner.clean, held))
     return [(what, f"{value} %", how) for what, value, how in rows if value]
+
+
+def _test_rows(recorded: Recorded, winner: Trial) -> list[tuple[str, Score | None, str]]:
+    """Robust accuracies on the test set in the deciding ball, the strongest attack first."""
+    ball = ball_of(recorded)
+    records = [
+        each for each in recorded.measured(winner) if each.record["split"].startswith("test")
+    ]
+    tests = scores(winner.run, "test.robust.")
+    inside = {name: value for name, value in tests.items() if ball and ball.named(name)}
+    rows = [
+        (value, f"{name} on {_test_images(records, name, value)}")
+        for name, value in (inside or tests).items()
+    ]
+    worst = worst_record(records, ball) if ball else None
+    if worst is not None:
+        value, names, count = worst
+        rows.insert(0, (value, f"worst case of {', '.join(names)} on {count} test images"))
+    rows.sort(key=lambda row: row[0].value)
+    return [("test, robust", value, how) for value, how in rows]
+
+
+def _test_images(records: Sequence[Measured], attack: str, value: Score) -> str:
+    """How many an attack was measured on: evaluations differ in that."""
+    outcomes = [each.record["outcomes"].get(attack) for each in records]
+    counts = [len(o["correct"]) for o in outcomes if o and o["accuracy"] == value.value]
+    return f"{counts[-1]} test images" if counts else "test images"
 
 
 def _held_out_images(recorded: Recorded, winner: Trial) -> str:

@@ -27,6 +27,7 @@ from orchestrator.report.answer import (
     reproduce,
     verification_seconds,
 )
+from orchestrator.report.ball import ball_of
 from orchestrator.report.charts import attacks_of, both
 from orchestrator.report.data import Recorded, Trial, flat_text, robust_first
 from orchestrator.report.doubts import doubts
@@ -249,21 +250,17 @@ def _strength(recorded: Recorded) -> dict[str, Any]:
     """Against ε, and by class."""
     series = evaluations.by_radius(recorded)
     classes, note = None, ""
-    if recorded.winner is not None:
+    ball = ball_of(recorded)
+    if recorded.winner is not None and ball is not None:
         labelled = [each for each in recorded.measured(recorded.winner) if each.labels]
-        best = evaluations.best_record(labelled)
-        eps = recorded.config.get("evaluation", {}).get("attack", {}).get("eps")
-        if best is not None and isinstance(eps, int | float):
-            rows = evaluations.per_class(best, float(eps))
+        best = evaluations.best_record(labelled, ball)
+        if best is not None:
+            rows = evaluations.per_class(best, ball)
             classes = both(lambda width: strength_charts.per_class(rows, width))
-            inside = [
-                name
-                for name, outcome in best.record["outcomes"].items()
-                if name != "clean" and outcome["eps"] <= eps + 1e-12
-            ]
-            note = (
-                f"{', '.join(inside)} on {len(best.labels or [])} images ({best.record['split']})"
-            )
+            outcomes = best.record["outcomes"].items()
+            inside = [name for name, each in outcomes if name != "clean" and ball.holds(each)]
+            images = f"{len(best.labels or [])} images ({best.record['split']})"
+            note = f"{', '.join(inside)} on {images}"
     return {
         "radius": both(lambda width: strength_charts.by_radius(series, width)) if series else None,
         "series": [name for name, _ in series],

@@ -14,6 +14,7 @@ from orchestrator.report import (
     strength_charts,
     training_chart,
 )
+from orchestrator.report.ball import ball_of
 from orchestrator.report.svg import (
     Scale,
     Wanted,
@@ -139,12 +140,12 @@ def test_radii_and_classes_are_those_of_the_evaluations(recorded):
     chart = strength_charts.by_radius(series, 720)
     assert chart.count('class="tip point"') == 8
 
-    best = evaluations.best_record(recorded.measured(recorded.winner))
+    best = evaluations.best_record(recorded.measured(recorded.winner), ball_of(recorded))
     assert best.record["split"] == "test"
-    rows = evaluations.per_class(best, 0.1)
+    rows = evaluations.per_class(best, ball_of(recorded))
     assert [name for name, *_ in rows] == [str(label) for label in range(10)]
     right = sum(round(12 * robust.value) for _, _, robust in rows)
-    assert right == sum(evaluations.standing(best, 0.1))
+    assert right == sum(evaluations.standing(best, ball_of(recorded)))
     for _, clean, robust in rows:
         assert robust.low <= robust.value <= robust.high <= 1
         assert robust.value <= clean.value
