@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.runs import Score
-from orchestrator.config import NOT_SCIENTIFIC
 from orchestrator.report.ball import ball_of
 from orchestrator.report.charts import attacks_of
 from orchestrator.report.course_charts import total_cost
 from orchestrator.report.data import Measured, Recorded, Trial, scores, value_text
 from orchestrator.report.evaluations import rival, worst_record
+from orchestrator.report.repeat import RECIPE, SEARCH, run_file, search_files
 
-PLACE = tuple(key for key in NOT_SCIENTIFIC if key != "scaling")
-"""Sections that say where the run was, which a reader's run is not."""
 BIASED = (
     "Search numbers are the largest of several noisy ones, chosen on the same held-out images: "
     "they are biased upwards."
@@ -40,6 +38,8 @@ class Answer:
     """What it does, command."""
     config: str
     """YAML."""
+    files: dict[str, str]
+    """File → YAML, of the search."""
     environment: list[tuple[str, str]]
 
 
@@ -56,7 +56,8 @@ def answer(recorded: Recorded) -> Answer | None:
         sure=_sure(recorded, winner),
         cost=cost_rows(recorded),
         commands=_commands(recorded, winner),
-        config=_yaml(recorded.config),
+        config=run_file(recorded.config),
+        files=search_files(recorded),
         environment=_environment(winner),
     )
 
@@ -188,7 +189,8 @@ def _sure(recorded: Recorded, winner: Trial) -> list[str]:
             "Nothing was verified: the search's command with ladder.verify.top=2 does it later."
         )
     if not winner.run.robust("test"):
-        lines.append(f"Not measured on the test set: morel evaluate {quoted(winner)} does it.")
+        command = f"morel evaluate {quoted(winner)}{place(recorded)}"
+        lines.append(f"Not measured on the test set: {command} does it.")
     return lines
 
 
@@ -246,28 +248,15 @@ def _commands(recorded: Recorded, winner: Trial) -> list[tuple[str, str]]:
     run, where = quoted(winner), place(recorded)
     commands = [
         ("train it again and compare the numbers", reproduce(recorded, winner)),
-        ("train the configuration below, saved as winner.yaml", "morel train winner.yaml"),
+        ("train the configuration below, saved as winner.yaml", f"morel train winner.yaml{where}"),
         ("change something", f"morel fork {run} seed=1{where}"),
         ("take the network home", f"morel export {run} --to winner{where}"),
         ("measure it with AutoAttack", f"morel evaluate {run} --attacks autoattack{where}"),
     ]
-    search = recorded.definition.get("search", {})
-    if search.get("name"):
-        source = search.get("source") or search["name"]
-        again = f"morel tune {shlex.quote(str(source))} num_trials={search.get('num_trials', 0)}"
-        again += f" seed={search.get('seed', 0)}"
-        commands.append(("repeat the search under a new name", again))
+    if search_files(recorded):
+        again = f"morel tune {SEARCH} reuse=false{where}"
+        commands.append((f"repeat the search: {SEARCH} and {RECIPE} below, saved together", again))
     return commands
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    """The configuration without the place where it ran: no address leaves with the page."""
-    from omegaconf import OmegaConf
-
-    kept = {key: value for key, value in config.items() if key not in PLACE}
-    if isinstance(kept.get("data"), dict):
-        kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("root", "download")}
-    return OmegaConf.to_yaml(OmegaConf.create(kept)) if kept else ""
 
 
 def _environment(winner: Trial) -> list[tuple[str, str]]:

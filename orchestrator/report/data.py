@@ -178,6 +178,12 @@ class Recorded:
         return [k for k in keys if len({json.dumps(t.point.get(k)) for t in self.trials}) > 1]
 
     @property
+    def metric(self) -> str:
+        """What the search made better: robust_accuracy, clean_accuracy or tradeoff."""
+        objective = self.definition.get("search", {}).get("objective", {})
+        return objective.get("metric", "robust_accuracy")
+
+    @property
     def title(self) -> str:
         """What the report is about."""
         return self.subject.name if self.subject else self.experiment

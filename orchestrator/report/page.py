@@ -23,6 +23,7 @@ from orchestrator.report import (
 from orchestrator.report.answer import (
     answer,
     cost_rows,
+    place,
     quoted,
     reproduce,
     verification_seconds,
@@ -195,6 +196,7 @@ def _context(recorded: Recorded) -> dict[str, Any]:
         "doubts": doubts(recorded),
         "rows": [_row(recorded, trial) for trial in _winner_first(recorded)],
         "quoted": quoted(recorded.winner) if recorded.winner else "RUN",
+        "where": place(recorded),
     }
 
 
