@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.runs import Score
+from orchestrator.report.aims import aims, ranges
 from orchestrator.report.ball import ball_of
 from orchestrator.report.charts import attacks_of
 from orchestrator.report.course_charts import total_cost
 from orchestrator.report.data import Measured, Recorded, Trial, scores, value_text
-from orchestrator.report.evaluations import rival, worst_record
+from orchestrator.report.evaluations import next_one, paired, worst_record
 from orchestrator.report.repeat import RECIPE, SEARCH, run_file, search_files
 
 BIASED = (
@@ -33,6 +34,10 @@ class Answer:
     settings: list[tuple[str, str]]
     """Searched parameter, value."""
     sure: list[str]
+    aims: list[tuple[str, str]]
+    """How the search was set up; empty without one."""
+    ranges: list[tuple[str, str]]
+    """Parameter, where it was searched."""
     cost: list[tuple[str, str]]
     commands: list[tuple[str, str]]
     """What it does, command."""
@@ -54,6 +59,8 @@ def answer(recorded: Recorded) -> Answer | None:
         numbers=_numbers(recorded, winner),
         settings=[(key, value_text(value)) for key, value in _settings(recorded, winner).items()],
         sure=_sure(recorded, winner),
+        aims=aims(recorded),
+        ranges=ranges(recorded),
         cost=cost_rows(recorded),
         commands=_commands(recorded, winner),
         config=run_file(recorded.config),
@@ -89,12 +96,29 @@ def _because(recorded: Recorded, winner: Trial) -> str:
         return (
             f"Whether that is more than chance is said below; shown is {winner.run.run_id} of it."
         )
+    aim = _aim(recorded, winner)
     if winner.verified is None:
         value = f"{winner.robust} % under {winner.attack}"
-        return f"Its search number is {value}, on held-out images. It was not verified."
+        if recorded.metric == "clean_accuracy":
+            value = f"{winner.clean} % clean, {value}"
+        return f"{aim}Its search number is {value}, on held-out images. It was not verified."
     flagged = " It shows signs of masked gradients: see the warnings." if winner.masking else ""
+    clean = f"Verified clean accuracy {winner.verified_clean} %. " if aim else ""
     value = f"{winner.verified} % in the worst case of {attacks_of(winner)}"
-    return f"Verified robust accuracy {value}, held-out.{flagged}"
+    return f"{aim}{clean}Verified robust accuracy {value}, held-out.{flagged}"
+
+
+def _aim(recorded: Recorded, winner: Trial) -> str:
+    """Why it was chosen, where that was not for robust accuracy alone."""
+    if recorded.metric == "clean_accuracy":
+        return "The search looked for clean accuracy. "
+    if recorded.metric == "tradeoff":
+        on = "of the front" if winner in recorded.front else "measured"
+        return (
+            "The search looked for the front of clean and robust accuracy; this is the most robust "
+            f"{on}, and others of it may suit you better: see the picture. "
+        )
+    return ""
 
 
 def _numbers(recorded: Recorded, winner: Trial) -> list[tuple[str, str, str]]:
@@ -166,23 +190,7 @@ def _sure(recorded: Recorded, winner: Trial) -> list[str]:
     )
     if recorded.campaign:
         return [*lines, "The tables below have the methods' means and intervals over seeds."]
-    if winner.verified and winner.run.kind == "trial":
-        against = rival(recorded, winner)
-        lines += [against] if against else []
-    paper = next((t for t in recorded.trials if t.baseline == "paper"), None)
-    if (
-        paper
-        and paper is not winner
-        and paper.whole
-        and winner.whole
-        and paper.robust
-        and winner.robust
-    ):
-        gain = 100 * (winner.robust.value - paper.robust.value)
-        lines.append(
-            f"In search numbers it is {gain:+.1f} points from the baseline paper "
-            f"({paper.robust} %)."
-        )
+    lines += _against(recorded, winner)
     lines.append(BIASED)
     if winner.verified is None:
         lines.append(
@@ -192,6 +200,46 @@ def _sure(recorded: Recorded, winner: Trial) -> list[str]:
         command = f"morel evaluate {quoted(winner)}{place(recorded)}"
         lines.append(f"Not measured on the test set: {command} does it.")
     return lines
+
+
+def _against(recorded: Recorded, winner: Trial) -> list[str]:
+    """The winner compared with the next one and with the published setting."""
+    if winner.run.kind != "trial":
+        return []
+    rival = next_one(recorded, winner)
+    paper = next((t for t in recorded.trials if t.baseline == "paper"), None)
+    lines = [paired(recorded, winner, rival, f"{_known(rival)}, the next one")] if rival else []
+    if paper is not None and paper not in (winner, rival):
+        lines.append(_against_paper(recorded, winner, paper))
+    return [line for line in lines if line]
+
+
+def _known(trial: Trial) -> str:
+    return f"the baseline {trial.name}" if trial.baseline else trial.name
+
+
+def _against_paper(recorded: Recorded, winner: Trial, paper: Trial) -> str:
+    """By test where both were verified on the same images, else by their search intervals."""
+    found = paired(recorded, winner, paper, f"the baseline {paper.name}, the published setting")
+    if found:
+        return found
+    own, other = _decisive(recorded, winner), _decisive(recorded, paper)
+    if not (paper.whole and winner.whole and own and other):
+        return "The baseline paper, the published setting, has no number that compares."
+    text = (
+        f"In search numbers it is {100 * (own.value - other.value):+.1f} points from the baseline "
+        f"paper, the published setting ({other} %)"
+    )
+    if None in (own.low, own.high, other.low, other.high):
+        return f"{text}."
+    if max(own.low or 0.0, other.low or 0.0) <= min(own.high or 0.0, other.high or 0.0):
+        return f"{text}; the 95 % intervals overlap: this does not show that either is better."
+    return f"{text}; the 95 % intervals do not overlap."
+
+
+def _decisive(recorded: Recorded, trial: Trial) -> Score | None:
+    """The search number that the objective ranks by."""
+    return trial.clean if recorded.metric == "clean_accuracy" else trial.robust
 
 
 def cost_rows(recorded: Recorded) -> list[tuple[str, str]]:

@@ -102,42 +102,49 @@ def per_class(each: Measured, ball: Ball) -> list[tuple[str, Score, Score]]:
     return rows
 
 
-def _verifications(recorded: Recorded, trial: Trial) -> list[Measured]:
-    return [each for each in recorded.measured(trial) if each.file.endswith("verified.json")]
+def verification(recorded: Recorded, trial: Trial) -> Measured | None:
+    """The record of a trial's verification."""
+    found = [e for e in recorded.measured(trial) if e.file.endswith("verified.json")]
+    return found[-1] if found else None
 
 
-def rival(recorded: Recorded, winner: Trial) -> str:
-    """How the winner's verification compares with the next one's, on the same images.
-
-    The next one is the best of the others that could have won: no masked one.
-    """
-    verified = {
-        trial.name: each
+def next_one(recorded: Recorded, winner: Trial) -> Trial | None:
+    """The best of the others that were verified on the winner's images; no masked one."""
+    could = [
+        (trial, each)
         for trial in recorded.trials
-        if trial is winner or not trial.masking
-        for each in _verifications(recorded, trial)
-    }
-    own = verified.pop(winner.name, None)
-    if own is None:
-        return ""
-    others = {
-        name: each
-        for name, each in verified.items()
-        if each.record["indices"] == own.record["indices"]
-    }
-    if not others:
-        return ""
-    name, other = max(others.items(), key=lambda item: sum(standing(item[1])))
-    return paired(own, other, f"{name}, the next one")
+        if trial is not winner and not trial.masking
+        if (each := verification(recorded, trial)) and _same_images(recorded, winner, each)
+    ]
+    best = max(could, key=lambda pair: sum(deciding(pair[1], recorded.metric)), default=None)
+    return best and best[0]
 
 
-def paired(own: Measured, other: Measured, name: str) -> str:
-    """How two verifications on the same images differ: interval, test and what it would miss."""
+def _same_images(recorded: Recorded, winner: Trial, other: Measured) -> bool:
+    own = verification(recorded, winner)
+    return own is not None and own.record["indices"] == other.record["indices"]
+
+
+def deciding(each: Measured, metric: str) -> list[bool]:
+    """Which images count for a search of this metric: right when clean, or under every attack."""
+    if metric == "clean_accuracy":
+        return [bit == "1" for bit in _clean(each)["correct"]]
+    return standing(each)
+
+
+def paired(recorded: Recorded, winner: Trial, other: Trial, name: str) -> str:
+    """How two verifications on the same images differ: interval, test and what it would miss.
+
+    Empty where there are no two such.
+    """
     import torch
 
     from morel_core.statistics import detectable_difference, paired_difference
 
-    first, second = (torch.tensor(standing(each)) for each in (own, other))
+    records = verification(recorded, winner), verification(recorded, other)
+    if records[0] is None or records[1] is None or not _same_images(recorded, winner, records[1]):
+        return ""
+    first, second = (torch.tensor(deciding(each, recorded.metric)) for each in records if each)
     test = paired_difference(first, second)
     text = (
         f"On the {test.num_images} images of the verification it is "

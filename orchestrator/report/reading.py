@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,7 +55,8 @@ def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
     campaign = reader.campaign(subject) if subject and of_campaign else None
     chosen = _best_replicate(campaign) if campaign else ""
     chosen = chosen or (subject.tags.get("morel.winner_run", "") if subject else "")
-    winner, provisional = _winner(trials, chosen)
+    definition = reader.yaml(subject) if subject else {}
+    winner, provisional = _winner(trials, chosen, definition)
     shown = _shown(trials, winner)
     return Recorded(
         uri=uri,
@@ -65,7 +66,7 @@ def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
         trials=trials,
         winner=winner,
         provisional=provisional,
-        definition=reader.yaml(subject) if subject else {},
+        definition=definition,
         config=reader.yaml(winner.run) if winner else {},
         evaluations=[
             found for trial in _evaluated(trials, shown) for found in reader.evaluations(trial.run)
@@ -144,12 +145,17 @@ def _best_replicate(campaign: Report) -> str:
     return next((run.run_id for run in runs if run.test), "")
 
 
-def _winner(trials: Sequence[Trial], chosen: str) -> tuple[Trial | None, bool]:
+def _winner(
+    trials: Sequence[Trial], chosen: str, definition: Mapping[str, Any]
+) -> tuple[Trial | None, bool]:
     """The trial of the run id ``chosen``; else the best so far, and True."""
     for trial in trials:
         if chosen and trial.run.run_id == chosen:
             return trial, False
     could = [trial for trial in trials if trial.eligible]
+    objective = definition.get("search", {}).get("objective", {})
+    if objective.get("metric") == "clean_accuracy":
+        return max(could, key=lambda t: t.clean.value if t.clean else 0.0, default=None), True
     return min(could, key=robust_first, default=None), True
 
 
