@@ -33,6 +33,12 @@ class Ball:
 
         return attack.endswith(f"_{self.norm}_{size_label(self.eps)}")
 
+    def radius(self, share: float = 1.0) -> str:
+        """So much of the radius for a command line, ``8/255`` where it is such a number."""
+        level = 255 * share * self.eps
+        whole = abs(level - round(level)) < 1e-6
+        return f"{round(level)}/255" if whole else f"{share * self.eps:.6g}"
+
     def attacks(self, each: Measured) -> list[str]:
         """The attacks of an evaluation in this very ball."""
         return [name for name, outcome in each.record["outcomes"].items() if self.same(outcome)]

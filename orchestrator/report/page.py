@@ -28,7 +28,7 @@ from orchestrator.report.answer import (
     reproduce,
     verification_seconds,
 )
-from orchestrator.report.ball import ball_of
+from orchestrator.report.ball import Ball, ball_of
 from orchestrator.report.charts import attacks_of, both
 from orchestrator.report.data import Recorded, Trial, flat_text, robust_first
 from orchestrator.report.doubts import doubts
@@ -197,6 +197,7 @@ def _context(recorded: Recorded) -> dict[str, Any]:
         "rows": [_row(recorded, trial) for trial in _winner_first(recorded)],
         "quoted": quoted(recorded.winner) if recorded.winner else "RUN",
         "where": place(recorded),
+        "radii": _radii(recorded),
     }
 
 
@@ -269,6 +270,12 @@ def _strength(recorded: Recorded) -> dict[str, Any]:
         "classes": classes,
         "classes_note": note,
     }
+
+
+def _radii(recorded: Recorded) -> str:
+    """Around the search's own, for a sweep."""
+    ball = ball_of(recorded) or Ball(norm="linf", eps=8 / 255)
+    return " ".join(ball.radius(share) for share in (0.5, 1, 1.5, 2))
 
 
 def _campaign(recorded: Recorded) -> dict[str, Any] | None:

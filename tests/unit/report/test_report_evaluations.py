@@ -194,6 +194,12 @@ def test_a_name_tells_the_ball(eps, attack, named):
     assert Ball(norm="linf", eps=eps).named(attack) is named
 
 
+def test_a_radius_is_written_as_exactly_as_it_is():
+    ball = Ball(norm="linf", eps=8 / 255)
+    assert [ball.radius(share) for share in (0.5, 1, 1.5)] == ["4/255", "8/255", "12/255"]
+    assert Ball(norm="l2", eps=0.1).radius() == "0.1"
+
+
 def test_curves_are_those_of_training(later):
     winner = later.winner
     curves = later.curves[winner.run.run_id]

@@ -69,6 +69,26 @@ def test_warnings_name_their_runs_and_what_to_do(recorded):
     assert any(what.startswith("One seed") for what in found)
 
 
+def test_what_to_do_names_the_run_its_ball_and_its_experiment(recorded):
+    found = {doubt.what: doubt.todo for doubt in doubts(recorded)}
+    won = recorded.winner.run.run_id
+    assert found["An evaluation found reason to doubt its numbers."] == (
+        f"morel evaluate {won} --attacks apgd-ce apgd-t square autoattack --eps 0.1"
+        " tracking.experiment=made"
+    )
+    every = " ".join(found.values())
+    assert f"morel evaluate {won} --attacks autoattack --eps 0.1" in every
+    assert "RUN" not in every
+    assert "--preset" not in every
+    stopped = next(todo for what, todo in found.items() if "did not come to their end" in what)
+    assert won not in stopped
+    failed = next(trial for trial in recorded.trials if trial is not recorded.winner)
+    tags = failed.run.tags | {"morel.retry": "once"}
+    torn = replace(failed, run=replace(failed.run, tags=tags))
+    lines = [d.todo for d in doubts(replace(recorded, trials=[torn], runs=[torn.run]))]
+    assert f"morel logs hunt {failed.number} shows the error" in lines
+
+
 def test_importance_takes_trials_enough_and_adds_up(recorded, monkeypatch):
     monkeypatch.setattr("orchestrator.report.importance.RESAMPLINGS", 3)
     said = importance(recorded)
