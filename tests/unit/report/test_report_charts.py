@@ -89,6 +89,8 @@ def test_the_front_draws_whole_trials_once_and_marks_what_they_are(recorded):
     assert chart.count('class="ring"') == 1
     assert chart.count("mark member") == sum(not t.masking for t in recorded.front)
     assert f"verified {recorded.winner.verified} %" in chart
+    marks = re.findall(r'class="mark (\w+)', chart)
+    assert marks[-1] == "won"  # above all others
 
 
 def test_every_mark_lies_inside_its_chart(recorded):
@@ -149,6 +151,13 @@ def test_radii_and_classes_are_those_of_the_evaluations(recorded):
     for _, clean, robust in rows:
         assert robust.low <= robust.value <= robust.high <= 1
         assert robust.value <= clean.value
+
+
+def test_the_axis_of_classes_has_its_title(recorded):
+    ball = ball_of(recorded)
+    best = evaluations.best_record(recorded.measured(recorded.winner), ball)
+    chart = strength_charts.per_class(evaluations.per_class(best, ball), 720)
+    assert re.search(r'class="title">class</text>', chart)
 
 
 def test_a_scatter_writes_each_class_at_its_place():
