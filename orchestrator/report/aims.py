@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def aims(recorded: Recorded) -> list[tuple[str, str]]:
         ("proposed by", _algorithm(search.get("searcher", {}))),
         ("stopped early by", _algorithm(search.get("scheduler", {}))),
         ("verified", _verification(search.get("ladder", {}).get("verify", {}))),
-        ("budget", ", ".join([f"{planned_trials(recorded)} points", *_limits(search)])),
+        ("budget", ", ".join([_count(recorded), *_limits(search)])),
     ]
     return [(name, value) for name, value in rows if value]
 
@@ -46,11 +47,19 @@ def ranges(recorded: Recorded) -> list[tuple[str, str]]:
 def planned_trials(recorded: Recorded) -> int:
     """``num_trials``: as recorded, or as large as it must have become for its trials."""
     search = recorded.definition.get("search", {})
-    cells = 1
-    for entry in search.get("parameters", {}).values():
-        if isinstance(entry, dict) and entry.get("type") == "grid":
-            cells *= len(entry["values"])
-    return max(int(search.get("num_trials", 0)), -(-len(recorded.trials) // cells))
+    return max(int(search.get("num_trials", 0)), -(-len(recorded.trials) // _cells(recorded)))
+
+
+def _cells(recorded: Recorded) -> int:
+    """Trials of each point: one for each combination of grid values."""
+    entries = recorded.definition.get("search", {}).get("parameters", {}).values()
+    grids = [e for e in entries if isinstance(e, dict) and e.get("type") == "grid"]
+    return math.prod(len(grid["values"]) for grid in grids)
+
+
+def _count(recorded: Recorded) -> str:
+    points, cells = planned_trials(recorded), _cells(recorded)
+    return f"{points} points, each in {cells} trials" if cells > 1 else f"{points} trials"
 
 
 def _objective(recorded: Recorded, objective: Mapping[str, Any]) -> str:
