@@ -1,5 +1,6 @@
 """The page in a real Chromium: no complaint, tooltips, filter, keyboard, phone, speed."""
 
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -199,6 +200,18 @@ def test_the_axes_text_is_no_larger_than_the_bodys(page):
         "return svg.getBoundingClientRect().width / svg.viewBox.baseVal.width})()"
     )
     assert 13 * page.js(drawn) <= 16
+
+
+def test_charts_side_by_side_are_level_whatever_their_captions(page):
+    caption = "document.querySelector('.panels figcaption')"
+    said = page.js(f"{caption}.textContent")
+    page.js(f"{caption}.textContent = 'long '.repeat(40)")
+    tops = page.js(
+        "[...document.querySelectorAll('.panels svg')].slice(0, 2)"
+        ".map(s => s.getBoundingClientRect().top)"
+    )
+    assert tops[0] == pytest.approx(tops[1], abs=1)
+    page.js(f"{caption}.textContent = {json.dumps(said)}")
 
 
 def test_a_phone_is_told_what_fingers_do(page):
