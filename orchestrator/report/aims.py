@@ -30,8 +30,8 @@ def aims(recorded: Recorded) -> list[tuple[str, str]]:
     rows = [
         ("made better", _objective(recorded, search.get("objective", {}))),
         ("kept to", ", ".join(search.get("objective", {}).get("constraints", []))),
-        ("proposed by", _algorithm(search.get("searcher", {}))),
-        ("stopped early by", _algorithm(search.get("scheduler", {}))),
+        ("searcher", _algorithm(search.get("searcher", {}))),
+        ("scheduler", _algorithm(search.get("scheduler", {}))),
         ("verified", _verification(search.get("ladder", {}).get("verify", {}))),
         ("budget", ", ".join([_count(recorded), *_limits(search)])),
     ]

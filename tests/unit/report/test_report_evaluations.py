@@ -159,7 +159,7 @@ def test_the_search_is_described_in_words(later):
     made = replace(later, definition={"search": search})
     assert dict(aims(made)) == {
         "made better": f"held-out robust accuracy, under {ATTACK}, of the best epoch",
-        "proposed by": "tpe (startup trials 4)",
+        "searcher": "tpe (startup trials 4)",
         "verified": "the best 2, by square on the first 100 held-out images",
         "budget": "8 points, each in 2 trials, 2 GPU-hours",  # there are 16
     }
