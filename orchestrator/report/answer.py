@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.compare.runs import Score
-from orchestrator.config import NOT_SCIENTIFIC
+from orchestrator.report.aims import aims, ranges
+from orchestrator.report.ball import ball_of
 from orchestrator.report.charts import attacks_of
 from orchestrator.report.course_charts import total_cost
-from orchestrator.report.data import Recorded, Trial, scores, value_text
-from orchestrator.report.evaluations import rival
+from orchestrator.report.data import Measured, Recorded, Trial, scores, value_text
+from orchestrator.report.evaluations import next_one, paired, worst_record
+from orchestrator.report.repeat import RECIPE, SEARCH, run_file, search_files
 
-PLACE = tuple(key for key in NOT_SCIENTIFIC if key != "scaling")
-"""Sections that say where the run was, which a reader's run is not."""
 BIASED = (
     "Search numbers are the largest of several noisy ones, chosen on the same held-out images: "
     "they are biased upwards."
@@ -33,11 +34,17 @@ class Answer:
     settings: list[tuple[str, str]]
     """Searched parameter, value."""
     sure: list[str]
+    aims: list[tuple[str, str]]
+    """How the search was set up; empty without one."""
+    ranges: list[tuple[str, str]]
+    """Parameter, where it was searched."""
     cost: list[tuple[str, str]]
     commands: list[tuple[str, str]]
     """What it does, command."""
     config: str
     """YAML."""
+    files: dict[str, str]
+    """File → YAML, of the search."""
     environment: list[tuple[str, str]]
 
 
@@ -52,9 +59,12 @@ def answer(recorded: Recorded) -> Answer | None:
         numbers=_numbers(recorded, winner),
         settings=[(key, value_text(value)) for key, value in _settings(recorded, winner).items()],
         sure=_sure(recorded, winner),
+        aims=aims(recorded),
+        ranges=ranges(recorded),
         cost=cost_rows(recorded),
         commands=_commands(recorded, winner),
-        config=_yaml(recorded.config),
+        config=run_file(recorded.config),
+        files=search_files(recorded),
         environment=_environment(winner),
     )
 
@@ -86,27 +96,40 @@ def _because(recorded: Recorded, winner: Trial) -> str:
         return (
             f"Whether that is more than chance is said below; shown is {winner.run.run_id} of it."
         )
+    aim = _aim(recorded, winner)
     if winner.verified is None:
         value = f"{winner.robust} % under {winner.attack}"
-        return f"Its search number is {value}, on held-out images. It was not verified."
+        if recorded.metric == "clean_accuracy":
+            value = f"{winner.clean} % clean, {value}"
+        return f"{aim}Its search number is {value}, on held-out images. It was not verified."
     flagged = " It shows signs of masked gradients: see the warnings." if winner.masking else ""
+    clean = f"Verified clean accuracy {winner.verified_clean} %. " if aim else ""
     value = f"{winner.verified} % in the worst case of {attacks_of(winner)}"
-    return f"Verified robust accuracy {value}, held-out.{flagged}"
+    return f"{aim}{clean}Verified robust accuracy {value}, held-out.{flagged}"
+
+
+def _aim(recorded: Recorded, winner: Trial) -> str:
+    """Why it was chosen, where that was not for robust accuracy alone."""
+    if recorded.metric == "clean_accuracy":
+        return "The search looked for clean accuracy. "
+    if recorded.metric == "tradeoff":
+        on = "of the front" if winner in recorded.front else "measured"
+        return (
+            "The search looked for the front of clean and robust accuracy; this is the most robust "
+            f"{on}, and others of it may suit you better: see the picture. "
+        )
+    return ""
 
 
 def _numbers(recorded: Recorded, winner: Trial) -> list[tuple[str, str, str]]:
     run = winner.run
     images = {split: run.metrics.get(f"{split}.images") for split in ("test", "verified")}
-    rows: list[tuple[str, Score | None, str]] = []
 
     def on(split: str, words: str) -> str:
         count = images[split]
         return f"{count:.0f} {words}" if count else words
 
-    tests = scores(run, "test.robust.")
-    quoted_ones = {winner.attack: tests[winner.attack]} if winner.attack in tests else tests
-    for name, value in quoted_ones.items():
-        rows.append(("test, robust", value, f"{name} on {on('test', 'test images')}"))
+    rows: list[tuple[str, Score | None, str]] = [*_test_rows(recorded, winner)]
     rows.append(("test, clean", run.clean("test"), on("test", "test images")))
     if winner.verified:
         rows.append(
@@ -117,6 +140,33 @@ def _numbers(recorded: Recorded, winner: Trial) -> list[tuple[str, str, str]]:
     rows.append(("search, robust", winner.any_robust, f"{winner.attack} on {held}"))
     rows.append(("search, clean", winner.clean, held))
     return [(what, f"{value} %", how) for what, value, how in rows if value]
+
+
+def _test_rows(recorded: Recorded, winner: Trial) -> list[tuple[str, Score | None, str]]:
+    """Robust accuracies on the test set in the deciding ball, the strongest attack first."""
+    ball = ball_of(recorded)
+    records = [
+        each for each in recorded.measured(winner) if each.record["split"].startswith("test")
+    ]
+    tests = scores(winner.run, "test.robust.")
+    inside = {name: value for name, value in tests.items() if ball and ball.named(name)}
+    rows = [
+        (value, f"{name} on {_test_images(records, name, value)}")
+        for name, value in (inside or tests).items()
+    ]
+    worst = worst_record(records, ball) if ball else None
+    if worst is not None:
+        value, names, count = worst
+        rows.insert(0, (value, f"worst case of {', '.join(names)} on {count} test images"))
+    rows.sort(key=lambda row: row[0].value)
+    return [("test, robust", value, how) for value, how in rows]
+
+
+def _test_images(records: Sequence[Measured], attack: str, value: Score) -> str:
+    """How many an attack was measured on: evaluations differ in that."""
+    outcomes = [each.record["outcomes"].get(attack) for each in records]
+    counts = [len(o["correct"]) for o in outcomes if o and o["accuracy"] == value.value]
+    return f"{counts[-1]} test images" if counts else "test images"
 
 
 def _held_out_images(recorded: Recorded, winner: Trial) -> str:
@@ -140,31 +190,56 @@ def _sure(recorded: Recorded, winner: Trial) -> list[str]:
     )
     if recorded.campaign:
         return [*lines, "The tables below have the methods' means and intervals over seeds."]
-    if winner.verified and winner.run.kind == "trial":
-        against = rival(recorded, winner)
-        lines += [against] if against else []
-    paper = next((t for t in recorded.trials if t.baseline == "paper"), None)
-    if (
-        paper
-        and paper is not winner
-        and paper.whole
-        and winner.whole
-        and paper.robust
-        and winner.robust
-    ):
-        gain = 100 * (winner.robust.value - paper.robust.value)
-        lines.append(
-            f"In search numbers it is {gain:+.1f} points from the baseline paper "
-            f"({paper.robust} %)."
-        )
+    lines += _against(recorded, winner)
     lines.append(BIASED)
     if winner.verified is None:
         lines.append(
             "Nothing was verified: the search's command with ladder.verify.top=2 does it later."
         )
     if not winner.run.robust("test"):
-        lines.append(f"Not measured on the test set: morel evaluate {quoted(winner)} does it.")
+        command = f"morel evaluate {quoted(winner)}{place(recorded)}"
+        lines.append(f"Not measured on the test set: {command} does it.")
     return lines
+
+
+def _against(recorded: Recorded, winner: Trial) -> list[str]:
+    """The winner compared with the next one and with the published setting."""
+    if winner.run.kind != "trial":
+        return []
+    rival = next_one(recorded, winner)
+    paper = next((t for t in recorded.trials if t.baseline == "paper"), None)
+    lines = [paired(recorded, winner, rival, f"{_known(rival)}, the next one")] if rival else []
+    if paper is not None and paper not in (winner, rival):
+        lines.append(_against_paper(recorded, winner, paper))
+    return [line for line in lines if line]
+
+
+def _known(trial: Trial) -> str:
+    return f"the baseline {trial.name}" if trial.baseline else trial.name
+
+
+def _against_paper(recorded: Recorded, winner: Trial, paper: Trial) -> str:
+    """By test where both were verified on the same images, else by their search intervals."""
+    found = paired(recorded, winner, paper, f"the baseline {paper.name}, the published setting")
+    if found:
+        return found
+    own, other = _decisive(recorded, winner), _decisive(recorded, paper)
+    if not (paper.whole and winner.whole and own and other):
+        return "The baseline paper, the published setting, has no number that compares."
+    text = (
+        f"In search numbers it is {100 * (own.value - other.value):+.1f} points from the baseline "
+        f"paper, the published setting ({other} %)"
+    )
+    if None in (own.low, own.high, other.low, other.high):
+        return f"{text}."
+    if max(own.low or 0.0, other.low or 0.0) <= min(own.high or 0.0, other.high or 0.0):
+        return f"{text}; the 95 % intervals overlap: this does not show that either is better."
+    return f"{text}; the 95 % intervals do not overlap."
+
+
+def _decisive(recorded: Recorded, trial: Trial) -> Score | None:
+    """The search number that the objective ranks by."""
+    return trial.clean if recorded.metric == "clean_accuracy" else trial.robust
 
 
 def cost_rows(recorded: Recorded) -> list[tuple[str, str]]:
@@ -221,28 +296,15 @@ def _commands(recorded: Recorded, winner: Trial) -> list[tuple[str, str]]:
     run, where = quoted(winner), place(recorded)
     commands = [
         ("train it again and compare the numbers", reproduce(recorded, winner)),
-        ("train the configuration below, saved as winner.yaml", "morel train winner.yaml"),
+        ("train the configuration below, saved as winner.yaml", f"morel train winner.yaml{where}"),
         ("change something", f"morel fork {run} seed=1{where}"),
         ("take the network home", f"morel export {run} --to winner{where}"),
         ("measure it with AutoAttack", f"morel evaluate {run} --attacks autoattack{where}"),
     ]
-    search = recorded.definition.get("search", {})
-    if search.get("name"):
-        source = search.get("source") or search["name"]
-        again = f"morel tune {shlex.quote(str(source))} num_trials={search.get('num_trials', 0)}"
-        again += f" seed={search.get('seed', 0)}"
-        commands.append(("repeat the search under a new name", again))
+    if search_files(recorded):
+        again = f"morel tune {SEARCH} reuse=false{where}"
+        commands.append((f"repeat the search: {SEARCH} and {RECIPE} below, saved together", again))
     return commands
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    """The configuration without the place where it ran: no address leaves with the page."""
-    from omegaconf import OmegaConf
-
-    kept = {key: value for key, value in config.items() if key not in PLACE}
-    if isinstance(kept.get("data"), dict):
-        kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("root", "download")}
-    return OmegaConf.to_yaml(OmegaConf.create(kept)) if kept else ""
 
 
 def _environment(winner: Trial) -> list[tuple[str, str]]:

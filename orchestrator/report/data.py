@@ -149,9 +149,9 @@ class Recorded:
     config: dict[str, Any]
     """``config.yaml`` of the winner."""
     evaluations: list[Measured]
-    """Of the best trials and the baselines."""
+    """Of the best trials and the baselines, and of all that were verified or tested."""
     curves: dict[str, dict[str, list[tuple[int, float]]]]
-    """Run id → metric → (epoch, value), of the same."""
+    """Run id → metric → (epoch, value), of the best trials and the baselines."""
     campaign: Report | None
     """Of a campaign that came to its end."""
     others: list[str]
@@ -176,6 +176,12 @@ class Recorded:
         """Parameters that differ between trials, as they were searched."""
         keys = dict.fromkeys(key for trial in self.trials for key in trial.point)
         return [k for k in keys if len({json.dumps(t.point.get(k)) for t in self.trials}) > 1]
+
+    @property
+    def metric(self) -> str:
+        """What the search made better: robust_accuracy, clean_accuracy or tradeoff."""
+        objective = self.definition.get("search", {}).get("objective", {})
+        return objective.get("metric", "robust_accuracy")
 
     @property
     def title(self) -> str:

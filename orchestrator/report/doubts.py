@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.compare.runs import RunRecord
-from orchestrator.report.data import Recorded
+from orchestrator.report.answer import place, quoted
+from orchestrator.report.ball import ball_of
+from orchestrator.report.data import NO_MASKING, Recorded, Trial
 
+NOTHING = ("", NO_MASKING)
+"""Values of a tag that are no reason to doubt."""
 LISTED = 12
 """So many runs of one kind of doubt are named."""
 
@@ -27,31 +32,31 @@ class Doubt:
 TAGGED = {
     "morel.masking": (
         "Signs of masked gradients: attacks may have failed, rather than the network held.",
-        "morel evaluate RUN --preset standard",
+        "morel evaluate {run} --attacks autoattack{eps}{where}",
     ),
     "morel.warnings": (
         "An evaluation found reason to doubt its numbers.",
-        "morel evaluate RUN --attacks apgd-ce apgd-t square autoattack",
+        "morel evaluate {run} --attacks apgd-ce apgd-t square autoattack{eps}{where}",
     ),
     "morel.differs": (
         "Trained otherwise than the recorded config says.",
-        "morel reproduce RUN on a device with more memory",
+        "morel reproduce {run}{where} on a device with more memory",
     ),
     "morel.code_changes": (
         "Resumed under other code than it was begun with (--force-code).",
-        "morel reproduce RUN",
+        "morel reproduce {run}{where}",
     ),
     "morel.retry": (
         "Failed once and went on from its last checkpoint.",
-        "morel logs SEARCH TRIAL shows the error",
+        "{logs} shows the error",
     ),
     "morel.not_measured": (
         "Epochs were left without a measurement.",
-        "the best epoch may be among them: morel reproduce RUN",
+        "the best epoch may be among them: morel reproduce {run}{where}",
     ),
     "morel.nonfinite_metrics": (
         "Some recorded numbers were not finite and are left out.",
-        "morel logs SEARCH TRIAL; a smaller optimizer.lr or optimizer.clip_norm often helps",
+        "{logs}; a smaller optimizer.lr or optimizer.clip_norm often helps",
     ),
     "morel.rejected": (
         "MLflow refused part of the record: numbers are missing.",
@@ -59,7 +64,7 @@ TAGGED = {
     ),
     "morel.missing_artifacts": (
         "Files were gone before they could be recorded.",
-        "morel reproduce RUN makes them again",
+        "morel reproduce {run}{where} makes them again",
     ),
 }
 
@@ -68,12 +73,10 @@ def doubts(recorded: Recorded) -> list[Doubt]:
     """All of them, what concerns the winner's numbers first."""
     found = list(_about_all(recorded))
     for key, (what, todo) in TAGGED.items():
-        lines = [
-            f"{_name(run)}: {value}"
-            for run in recorded.runs
-            if (value := run.tags.get(key, "")) and value != "no evidence"
-        ]
-        if lines:
+        tagged = [run for run in recorded.runs if run.tags.get(key, NO_MASKING) not in NOTHING]
+        if tagged:
+            lines = [f"{run.run_id}: {run.tags[key]}" for run in tagged]
+            todo = _filled(todo, recorded, tagged)
             found.append(Doubt(what=what, where=_listed(lines), todo=todo))
     found += _endings(recorded)
     if recorded.gaps:
@@ -99,7 +102,11 @@ def _about_all(recorded: Recorded) -> Iterator[Doubt]:
         "the same images): they are biased upwards, the more so for the winner. Verified ones are "
         "of images that served the search too; only test images served no choice.",
         where=[],
-        todo="morel evaluate RUN --preset standard measures on the test set",
+        todo=_filled(
+            "morel evaluate {run} --attacks autoattack{eps}{where} measures on the test set",
+            recorded,
+            recorded.runs,
+        ),
     )
     cheap = [t for t in recorded.trials if not t.whole and t.any_robust]
     if cheap:
@@ -109,14 +116,23 @@ def _about_all(recorded: Recorded) -> Iterator[Doubt]:
             what=f"{len(cheap)} trials did not come to their end{by}: their numbers compare with "
             "no others and stand in no picture of accuracies.",
             where=[],
-            todo="morel fork RUN name=whole trains one to its end",
+            todo=_filled(
+                "morel fork {run} name=whole{where} trains one to its end",
+                recorded,
+                [trial.run for trial in cheap],
+            ),
         )
     seeds = {run.tags.get("morel.seed") for run in recorded.runs} - {None}
     if len(seeds) == 1:
         yield Doubt(
             what="One seed: intervals are over images, and say nothing of training again.",
             where=[],
-            todo="morel campaign compares methods over seeds; morel fork RUN seed=1 adds one",
+            todo=_filled(
+                "morel campaign compares methods over seeds; morel fork {run} seed=1{where} adds "
+                "one",
+                recorded,
+                recorded.runs,
+            ),
         )
     commits = Counter(run.tags.get("morel.commit", "unknown") for run in recorded.runs)
     if len(commits) > 1:
@@ -130,7 +146,12 @@ def _about_all(recorded: Recorded) -> Iterator[Doubt]:
         yield Doubt(
             what="The code had changes that no commit holds, or its commit is unknown.",
             where=dirty,
-            todo="morel.diff on a run is the hash of its changes: morel reproduce RUN compares it",
+            todo=_filled(
+                "morel.diff on a run is the hash of its changes: morel reproduce {run}{where} "
+                "compares it",
+                recorded,
+                [run for run in recorded.runs if run.tags.get("morel.commit", "unknown") in dirty],
+            ),
         )
     if int(recorded.config.get("scaling", {}).get("num_workers", 1)) > 1:
         yield Doubt(
@@ -152,7 +173,7 @@ def _endings(recorded: Recorded) -> Iterator[Doubt]:
         (
             ("failed", "diverged"),
             "Failed or diverged: they have no final numbers.",
-            "morel logs SEARCH TRIAL",
+            "{logs}",
         ),
         (
             ("running", "killed", "scheduled"),
@@ -160,17 +181,32 @@ def _endings(recorded: Recorded) -> Iterator[Doubt]:
             "the search's command with the same name goes on with them",
         ),
     ):
-        lines = [
-            f"{trial.name}: {trial.run.stop_reason}"
-            for trial in recorded.trials
-            if trial.state in states
-        ]
-        if lines:
+        such = [trial for trial in recorded.trials if trial.state in states]
+        if such:
+            lines = [f"{trial.name}: {trial.run.stop_reason}" for trial in such]
+            todo = _filled(todo, recorded, [trial.run for trial in such])
             yield Doubt(what=what, where=_listed(lines), todo=todo)
 
 
-def _name(run: RunRecord) -> str:
-    return run.run_id
+def _filled(todo: str, recorded: Recorded, runs: Sequence[RunRecord]) -> str:
+    """``todo`` for the winner if it is among the runs, else for the first that was trained."""
+    trained = [trial for trial in recorded.trials if trial.run in runs]
+    one = recorded.winner if recorded.winner in trained else next(iter(trained), None)
+    ball = ball_of(recorded)
+    return todo.format(
+        run=quoted(one) if one else "RUN",
+        where=place(recorded),
+        eps=f" --eps {ball.radius()}" if ball else "",
+        logs=_logs(one, runs),
+    )
+
+
+def _logs(one: Trial | None, runs: Sequence[RunRecord]) -> str:
+    if one is None or one.run.kind != "trial":
+        return "morel logs SEARCH TRIAL"
+    several = sum(run.trained for run in runs) > 1
+    number = one.run.tags.get("morel.number", "")
+    return f"morel logs {shlex.quote(one.run.search or '')}" + ("" if several else f" {number}")
 
 
 def _listed(lines: Sequence[str]) -> list[str]:

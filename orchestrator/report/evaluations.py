@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.compare.runs import Score
+from orchestrator.report.ball import Ball
 from orchestrator.report.data import Measured, Recorded, Trial
 
 Series = list[tuple[str, list[tuple[float, Score]]]]
 
 
-def best_record(found: Sequence[Measured]) -> Measured | None:
-    """The record to quote: rather of the test set, of many images and of many attacks."""
+def best_record(found: Sequence[Measured], ball: Ball) -> Measured | None:
+    """The record to quote: rather of the test set, of many images and of many attacks.
+
+    Of those that have an attack in ``ball``: others say nothing of robustness there.
+    """
     return max(
-        found,
+        (each for each in found if ball.attacks(each)),
         key=lambda each: (
             each.record["split"].startswith("test"),
             len(_clean(each)["correct"]),
@@ -22,6 +26,19 @@ def best_record(found: Sequence[Measured]) -> Measured | None:
         ),
         default=None,
     )
+
+
+def worst_record(found: Sequence[Measured], ball: Ball) -> tuple[Score, list[str], int] | None:
+    """Worst case over the attacks in ``ball`` of one evaluation, their names, its images.
+
+    Of the evaluation on the most images, of several attacks; None if there is none.
+    """
+    several = [each for each in found if len(ball.attacks(each)) > 1]
+    best = best_record(several, ball)
+    if best is None:
+        return None
+    worst = next((entry for entry in best.record["worst_case"] if ball.same(entry)), None)
+    return worst and (_score(worst), ball.attacks(best), len(_clean(best)["correct"]))
 
 
 def by_radius(recorded: Recorded) -> Series:
@@ -57,18 +74,18 @@ def _score(entry: dict[str, Any]) -> Score:
     return Score(entry["accuracy"], entry["low"], entry["high"])
 
 
-def standing(each: Measured, eps: float | None = None) -> list[bool]:
-    """Which images are right under every attack of at most ``eps``; default: of all."""
+def standing(each: Measured, ball: Ball | None = None) -> list[bool]:
+    """Which images are right under every attack inside ``ball``; default: under all."""
     strings = [
         outcome["correct"]
         for outcome in each.record["outcomes"].values()
-        if eps is None or outcome["eps"] <= eps + 1e-12
+        if ball is None or ball.holds(outcome)
     ]
     return [all(bit == "1" for bit in bits) for bits in zip(*strings, strict=True)]
 
 
-def per_class(each: Measured, eps: float) -> list[tuple[str, Score, Score]]:
-    """(class, clean, robust against all attacks up to ``eps``) with Wilson's 95 % intervals."""
+def per_class(each: Measured, ball: Ball) -> list[tuple[str, Score, Score]]:
+    """(class, clean, robust against all attacks inside ``ball``) with Wilson's 95 % intervals."""
     from morel_core.statistics import wilson_interval
 
     def rate(right: Sequence[bool]) -> Score:
@@ -77,7 +94,7 @@ def per_class(each: Measured, eps: float) -> list[tuple[str, Score, Score]]:
 
     assert each.labels is not None
     clean = [bit == "1" for bit in _clean(each)["correct"]]
-    robust = standing(each, eps)
+    robust = standing(each, ball)
     rows: list[tuple[str, Score, Score]] = []
     for label in sorted(set(each.labels)):
         mine = [index for index, other in enumerate(each.labels) if other == label]
@@ -85,34 +102,53 @@ def per_class(each: Measured, eps: float) -> list[tuple[str, Score, Score]]:
     return rows
 
 
-def rival(recorded: Recorded, winner: Trial) -> str:
-    """How the winner's verification compares with the next one's, on the same images."""
+def verification(recorded: Recorded, trial: Trial) -> Measured | None:
+    """The record of a trial's verification."""
+    found = [e for e in recorded.measured(trial) if e.file.endswith("verified.json")]
+    return found[-1] if found else None
+
+
+def next_one(recorded: Recorded, winner: Trial) -> Trial | None:
+    """The best of the others that were verified on the winner's images; no masked one."""
+    could = [
+        (trial, each)
+        for trial in recorded.trials
+        if trial is not winner and not trial.masking
+        if (each := verification(recorded, trial)) and _same_images(recorded, winner, each)
+    ]
+    best = max(could, key=lambda pair: sum(deciding(pair[1], recorded.metric)), default=None)
+    return best and best[0]
+
+
+def _same_images(recorded: Recorded, winner: Trial, other: Measured) -> bool:
+    own = verification(recorded, winner)
+    return own is not None and own.record["indices"] == other.record["indices"]
+
+
+def deciding(each: Measured, metric: str) -> list[bool]:
+    """Which images count for a search of this metric: right when clean, or under every attack."""
+    if metric == "clean_accuracy":
+        return [bit == "1" for bit in _clean(each)["correct"]]
+    return standing(each)
+
+
+def paired(recorded: Recorded, winner: Trial, other: Trial, name: str) -> str:
+    """How two verifications on the same images differ: interval, test and what it would miss.
+
+    Empty where there are no two such.
+    """
     import torch
 
     from morel_core.statistics import detectable_difference, paired_difference
 
-    verified = {
-        trial.name: each
-        for trial in recorded.trials
-        for each in recorded.measured(trial)
-        if each.file.endswith("verified.json")
-    }
-    own = verified.pop(winner.name, None)
-    if own is None:
+    records = verification(recorded, winner), verification(recorded, other)
+    if records[0] is None or records[1] is None or not _same_images(recorded, winner, records[1]):
         return ""
-    others = {
-        name: each
-        for name, each in verified.items()
-        if each.record["indices"] == own.record["indices"]
-    }
-    if not others:
-        return ""
-    name, other = max(others.items(), key=lambda item: sum(standing(item[1])))
-    first, second = (torch.tensor(standing(each)) for each in (own, other))
+    first, second = (torch.tensor(deciding(each, recorded.metric)) for each in records if each)
     test = paired_difference(first, second)
     text = (
         f"On the {test.num_images} images of the verification it is "
-        f"{100 * test.difference:+.1f} points from {name}, the next one "
+        f"{100 * test.difference:+.1f} points from {name} "
         f"(95 % interval {100 * test.low:+.1f} to {100 * test.high:+.1f}, "
         f"McNemar p = {test.p_value:.2g})"
     )

@@ -68,6 +68,7 @@ def front(recorded: Recorded, width: float) -> Markup:
     members = {trial.run.run_id for trial in recorded.front}
     parts = [frame.draw(whole_percent, whole_percent), _border(recorded.front, frame)]
     last: list[Markup] = []
+    star: list[Markup] = []  # above all others
     for trial in shown:
         clean, robust = _pair(trial.clean, trial.robust)
         won = trial is recorded.winner
@@ -84,7 +85,10 @@ def front(recorded: Recorded, width: float) -> Markup:
         if won:
             drawn.append(mark("star", x, y, 8, "mark won"))
         element = tip(drawn, describe(trial), "point", data_trial=trial.number)
-        (last if inside or trial.baseline else parts).append(element)
+        if won:
+            star.append(element)
+        else:
+            (last if inside or trial.baseline else parts).append(element)
     for trial in verified:
         clean, robust = _pair(trial.verified_clean, trial.verified)
         x, y = frame.x(clean.value), frame.y(robust.value)
@@ -103,6 +107,7 @@ def front(recorded: Recorded, width: float) -> Markup:
                 frame.y(y.value),
                 trial.name,
                 must=trial is recorded.winner or trial.baseline is not None,
+                trial=trial.number,
             )
             for trial in _label_order(recorded, shown)
             for x, y in [_pair(trial.clean, trial.robust)]
@@ -111,7 +116,7 @@ def front(recorded: Recorded, width: float) -> Markup:
         width,
         height - MARGIN_BOTTOM,
     )
-    points = group([*parts[2:], *last], class_="points")
+    points = group([*parts[2:], *last, *star], class_="points")
     return picture(width, height, "Clean against robust accuracy", *parts[:2], points, labels)
 
 
@@ -144,6 +149,7 @@ def _interval(clean: Score, robust: Score, frame: Frame, class_: str) -> Markup:
 def _border(members: Sequence[Trial], frame: Frame) -> Markup:
     """What the front dominates, down to both axes."""
     points = sorted((t.clean.value, t.robust.value) for t in members if t.clean and t.robust)
+    numbers = " ".join(str(trial.number) for trial in members)
     if not points:
         return Markup("")
     corners = [(frame.x.start, frame.y(points[0][1]))]
@@ -151,4 +157,4 @@ def _border(members: Sequence[Trial], frame: Frame) -> Markup:
         corners.append((frame.x(x), frame.y(y)))
         below = frame.y.start if following is None else frame.y(following[1])
         corners.append((frame.x(x), below))
-    return polyline(corners, "border")
+    return polyline(corners, "border", data_members=numbers)

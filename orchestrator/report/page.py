@@ -23,10 +23,12 @@ from orchestrator.report import (
 from orchestrator.report.answer import (
     answer,
     cost_rows,
+    place,
     quoted,
     reproduce,
     verification_seconds,
 )
+from orchestrator.report.ball import Ball, ball_of
 from orchestrator.report.charts import attacks_of, both
 from orchestrator.report.data import Recorded, Trial, flat_text, robust_first
 from orchestrator.report.doubts import doubts
@@ -194,6 +196,8 @@ def _context(recorded: Recorded) -> dict[str, Any]:
         "doubts": doubts(recorded),
         "rows": [_row(recorded, trial) for trial in _winner_first(recorded)],
         "quoted": quoted(recorded.winner) if recorded.winner else "RUN",
+        "where": place(recorded),
+        "radii": _radii(recorded),
     }
 
 
@@ -249,27 +253,29 @@ def _strength(recorded: Recorded) -> dict[str, Any]:
     """Against ε, and by class."""
     series = evaluations.by_radius(recorded)
     classes, note = None, ""
-    if recorded.winner is not None:
+    ball = ball_of(recorded)
+    if recorded.winner is not None and ball is not None:
         labelled = [each for each in recorded.measured(recorded.winner) if each.labels]
-        best = evaluations.best_record(labelled)
-        eps = recorded.config.get("evaluation", {}).get("attack", {}).get("eps")
-        if best is not None and isinstance(eps, int | float):
-            rows = evaluations.per_class(best, float(eps))
+        best = evaluations.best_record(labelled, ball)
+        if best is not None:
+            rows = evaluations.per_class(best, ball)
             classes = both(lambda width: strength_charts.per_class(rows, width))
-            inside = [
-                name
-                for name, outcome in best.record["outcomes"].items()
-                if name != "clean" and outcome["eps"] <= eps + 1e-12
-            ]
-            note = (
-                f"{', '.join(inside)} on {len(best.labels or [])} images ({best.record['split']})"
-            )
+            outcomes = best.record["outcomes"].items()
+            inside = [name for name, each in outcomes if name != "clean" and ball.holds(each)]
+            images = f"{len(best.labels or [])} images ({best.record['split']})"
+            note = f"{', '.join(inside)} on {images}"
     return {
         "radius": both(lambda width: strength_charts.by_radius(series, width)) if series else None,
         "series": [name for name, _ in series],
         "classes": classes,
         "classes_note": note,
     }
+
+
+def _radii(recorded: Recorded) -> str:
+    """Around the search's own, for a sweep."""
+    ball = ball_of(recorded) or Ball(norm="linf", eps=8 / 255)
+    return " ".join(ball.radius(share) for share in (0.5, 1, 1.5, 2))
 
 
 def _campaign(recorded: Recorded) -> dict[str, Any] | None:

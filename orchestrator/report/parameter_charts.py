@@ -31,6 +31,9 @@ from orchestrator.report.svg import (
 
 MANY = 60
 """Trials from which on their lines are thin."""
+LEAST, MOST = 0.85, 1.2
+"""Shares of their drawn width between which parallel coordinates are shown: they are scrolled
+sideways below, and their text is larger than the page's above."""
 
 
 def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict[str, Any]]]:
@@ -85,6 +88,7 @@ def parallel(recorded: Recorded, keys: Sequence[str]) -> tuple[Markup, list[dict
         group(titles, aria_hidden="true"),
         group([_brush(x, i, height) for i, x in enumerate(positions)], aria_hidden="true"),
         class_="parallel many" if len(order) > MANY else "parallel",
+        style=f"min-width: {LEAST * width:.0f}px; max-width: {MOST * width:.0f}px",
     )
     filters = [axis.filter(key) for key, axis in zip(keys, axes, strict=True)]
     if robust:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -55,7 +55,8 @@ def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
     campaign = reader.campaign(subject) if subject and of_campaign else None
     chosen = _best_replicate(campaign) if campaign else ""
     chosen = chosen or (subject.tags.get("morel.winner_run", "") if subject else "")
-    winner, provisional = _winner(trials, chosen)
+    definition = reader.yaml(subject) if subject else {}
+    winner, provisional = _winner(trials, chosen, definition)
     shown = _shown(trials, winner)
     return Recorded(
         uri=uri,
@@ -65,9 +66,11 @@ def load(uri: str, experiment: str, search: str | None = None) -> Recorded:
         trials=trials,
         winner=winner,
         provisional=provisional,
-        definition=reader.yaml(subject) if subject else {},
+        definition=definition,
         config=reader.yaml(winner.run) if winner else {},
-        evaluations=[found for trial in shown for found in reader.evaluations(trial.run)],
+        evaluations=[
+            found for trial in _evaluated(trials, shown) for found in reader.evaluations(trial.run)
+        ],
         curves={trial.run.run_id: reader.curves(trial.run) for trial in shown},
         campaign=campaign,
         others=[run.run_id for run in tops if subject is None or run.run_id != subject.run_id],
@@ -142,22 +145,34 @@ def _best_replicate(campaign: Report) -> str:
     return next((run.run_id for run in runs if run.test), "")
 
 
-def _winner(trials: Sequence[Trial], chosen: str) -> tuple[Trial | None, bool]:
+def _winner(
+    trials: Sequence[Trial], chosen: str, definition: Mapping[str, Any]
+) -> tuple[Trial | None, bool]:
     """The trial of the run id ``chosen``; else the best so far, and True."""
     for trial in trials:
         if chosen and trial.run.run_id == chosen:
             return trial, False
     could = [trial for trial in trials if trial.eligible]
+    objective = definition.get("search", {}).get("objective", {})
+    if objective.get("metric") == "clean_accuracy":
+        return max(could, key=lambda t: t.clean.value if t.clean else 0.0, default=None), True
     return min(could, key=robust_first, default=None), True
 
 
 def _shown(trials: Sequence[Trial], winner: Trial | None) -> list[Trial]:
-    """The winner, the verified, the best few and the baselines: those that curves are drawn of."""
+    """The winner, the best few, verified ones too, and the baselines: curves are drawn of them."""
     ranked = sorted(trials, key=robust_first)
     verified = [trial for trial in ranked if trial.verified]
     chosen = [*([winner] if winner else []), *verified[:TOP], *ranked[:TOP]]
     chosen += [trial for trial in trials if trial.baseline][:TOP]
     return list({trial.run.run_id: trial for trial in chosen}.values())
+
+
+def _evaluated(trials: Sequence[Trial], shown: Sequence[Trial]) -> list[Trial]:
+    """Those whose evaluations are read: the shown, and all that were verified or tested."""
+    again = ("verified.", "test.")
+    measured = [t for t in trials if any(key.startswith(again) for key in t.run.metrics)]
+    return list({trial.run.run_id: trial for trial in [*shown, *measured]}.values())
 
 
 class _Reader:
@@ -184,14 +199,18 @@ class _Reader:
         ]
 
     def curves(self, run: RunRecord) -> dict[str, list[tuple[int, float]]]:
-        """Held-out accuracies of each epoch, by metric."""
+        """Held-out accuracies of each epoch, by metric.
+
+        Later evaluations of the held-out split are recorded under the same names, at step 0.
+        """
         keys = [
             key
             for key in sorted(run.metrics)
             if (key == "holdout.clean" or key.startswith("holdout.robust."))
             and not key.endswith(("_low", "_high"))
         ]
-        return {key: self._history(run, key) for key in keys}
+        found = {key: [(e, v) for e, v in self._history(run, key) if e > 0] for key in keys}
+        return {key: points for key, points in found.items() if points}
 
     def _history(self, run: RunRecord, key: str) -> list[tuple[int, float]]:
         found = {m.step: m.value for m in self._entries(run, key) if math.isfinite(m.value)}

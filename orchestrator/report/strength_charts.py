@@ -85,7 +85,7 @@ def per_class(rows: Sequence[tuple[str, Score, Score]], width: float) -> Markup:
         x_title="accuracy, %",
         y_title="class",
     )
-    grid: list[Markup] = []
+    grid: list[Markup] = [text(4, MARGIN_TOP - 10, frame.y_title, "title")]
     for value in frame.x.ticks(5):
         at = frame.x(value)
         grid.append(line(at, MARGIN_TOP, at, height - MARGIN_BOTTOM, "grid"))

@@ -57,9 +57,10 @@ def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def polyline(points: Iterable[tuple[float, float]], class_: str) -> Markup:
+def polyline(points: Iterable[tuple[float, float]], class_: str, **data: object) -> Markup:
     """A line through points."""
-    return tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_=class_)
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return tag("polyline", points=places, class_=class_, **data)
 
 
 def tip(content: Iterable[Markup], label: str, class_: str = "", **data: object) -> Markup:
@@ -78,7 +79,14 @@ def tip(content: Iterable[Markup], label: str, class_: str = "", **data: object)
     )
 
 
-def picture(width: float, height: float, title: str, *content: Markup, class_: str = "") -> Markup:
+def picture(
+    width: float,
+    height: float,
+    title: str,
+    *content: Markup,
+    class_: str = "",
+    **attributes: object,
+) -> Markup:
     """The whole ``<svg>``, ``title`` for screen readers."""
     return tag(
         "svg",
@@ -87,6 +95,7 @@ def picture(width: float, height: float, title: str, *content: Markup, class_: s
         role="group",
         aria_label=title,
         class_=f"chart {class_}".strip(),
+        **attributes,
     )
 
 
@@ -242,6 +251,8 @@ class Wanted(NamedTuple):
     content: str
     must: bool = False
     """Set further away, at the end of a line, where there is no room beside its point."""
+    trial: int | None = None
+    """Number of the trial that it names, with which it is filtered."""
 
 
 def place_labels(
@@ -258,7 +269,7 @@ def place_labels(
         (x - 5, y - 5, x + 5, y + 5) for x, y in marks
     ]
     parts: list[Markup] = []
-    for x, y, content, must in wanted:
+    for x, y, content, must, trial in wanted:
         width = len(content) * CHAR
         choices = [
             (x + 10, y + 4, "start"),
@@ -281,9 +292,9 @@ def place_labels(
             inside = box[0] >= 2 and box[2] <= right and box[1] >= 2 and box[3] <= bottom
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                if index >= near:
-                    parts.append(line(x, y, left, base - 4, "link"))
-                parts.append(text(left, base, content, "label", anchor))
+                drawn = [line(x, y, left, base - 4, "link")] if index >= near else []
+                drawn.append(text(left, base, content, "label", anchor))
+                parts.append(group(drawn, data_trial=trial))
                 break
     return group(parts, aria_hidden="true")
 

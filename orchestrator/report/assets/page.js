@@ -42,14 +42,17 @@
   document.addEventListener("scroll", () => { if (!box.hidden) showFocused(); }, { passive: true });
 
   // A chart is one stop of the Tab key; arrows go from point to point.
+  const stops = (points) => all(".tip:not(.out)", points);
+  function renewStop(points) {
+    const order = stops(points);
+    const kept = order.find((tip) => tip.getAttribute("tabindex") === "0") || order[0];
+    all(".tip", points).forEach((tip) => tip.setAttribute("tabindex", tip === kept ? "0" : "-1"));
+  }
   all(".points").forEach((points) => {
-    const stops = () => all(".tip:not(.out)", points);
-    const first = stops()[0];
-    if (!first) return;
     all(".tip", points).forEach((tip) => tip.setAttribute("tabindex", "-1"));
-    first.setAttribute("tabindex", "0");
+    renewStop(points);
     points.addEventListener("keydown", (event) => {
-      const order = stops();
+      const order = stops(points);
       const here = order.indexOf(document.activeElement);
       const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -here, End: order.length - 1 - here };
       if (event.key === "Escape") return hide();
@@ -62,8 +65,8 @@
     });
   });
 
-  // What is folded is printed, too.
-  window.addEventListener("beforeprint", () => all("details").forEach((part) => { part.open = true; }));
+  // What is folded is printed, too, but for files, which are copied from the screen.
+  window.addEventListener("beforeprint", () => all("details:not(.file)").forEach((part) => { part.open = true; }));
 
   // Copying.
   all(".copy").forEach((button) => {
@@ -126,6 +129,11 @@
       if (element.tagName.toLowerCase() === "tr") element.hidden = out;
       else element.classList.toggle("out", out && !element.closest("#course"));
     });
+    all("[data-members]").forEach((border) => {
+      const gone = (member) => known.has(member) && !kept.has(member);
+      border.classList.toggle("out", border.dataset.members.split(" ").some(gone));
+    });
+    all(".points").forEach(renewStop);
     showKept();
     document.getElementById("count").textContent = `${kept.size} of ${lines.length} trials`;
   }
@@ -168,7 +176,8 @@
     let began = null;
     const share = (event) => {
       const place = hold.getBoundingClientRect();
-      return Math.min(1, Math.max(0, (place.bottom - event.clientY) / place.height));
+      const found = (place.bottom - event.clientY) / place.height;
+      return found < 0.01 ? 0 : found > 0.99 ? 1 : found;  // an end is hard to hit
     };
     hold.addEventListener("pointerdown", (event) => {
       if (event.pointerType === "touch" || event.button !== 0) return;

@@ -14,6 +14,7 @@ from orchestrator.report import (
     strength_charts,
     training_chart,
 )
+from orchestrator.report.ball import ball_of
 from orchestrator.report.svg import (
     Scale,
     Wanted,
@@ -88,6 +89,8 @@ def test_the_front_draws_whole_trials_once_and_marks_what_they_are(recorded):
     assert chart.count('class="ring"') == 1
     assert chart.count("mark member") == sum(not t.masking for t in recorded.front)
     assert f"verified {recorded.winner.verified} %" in chart
+    marks = re.findall(r'class="mark (\w+)', chart)
+    assert marks[-1] == "won"  # above all others
 
 
 def test_every_mark_lies_inside_its_chart(recorded):
@@ -139,15 +142,22 @@ def test_radii_and_classes_are_those_of_the_evaluations(recorded):
     chart = strength_charts.by_radius(series, 720)
     assert chart.count('class="tip point"') == 8
 
-    best = evaluations.best_record(recorded.measured(recorded.winner))
+    best = evaluations.best_record(recorded.measured(recorded.winner), ball_of(recorded))
     assert best.record["split"] == "test"
-    rows = evaluations.per_class(best, 0.1)
+    rows = evaluations.per_class(best, ball_of(recorded))
     assert [name for name, *_ in rows] == [str(label) for label in range(10)]
     right = sum(round(12 * robust.value) for _, _, robust in rows)
-    assert right == sum(evaluations.standing(best, 0.1))
+    assert right == sum(evaluations.standing(best, ball_of(recorded)))
     for _, clean, robust in rows:
         assert robust.low <= robust.value <= robust.high <= 1
         assert robust.value <= clean.value
+
+
+def test_the_axis_of_classes_has_its_title(recorded):
+    ball = ball_of(recorded)
+    best = evaluations.best_record(recorded.measured(recorded.winner), ball)
+    chart = strength_charts.per_class(evaluations.per_class(best, ball), 720)
+    assert re.search(r'class="title">class</text>', chart)
 
 
 def test_a_scatter_writes_each_class_at_its_place():

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from synthetic import ATTACK, HOSTILE, Made
+from synthetic import ATTACK, HOSTILE, SPACE, Made
 
 from morel_core.errors import MorelError
 from orchestrator.cli import main
@@ -14,6 +14,7 @@ from orchestrator.report.doubts import doubts
 from orchestrator.report.importance import FEWEST, importance, ordered
 from orchestrator.report.page import render
 from orchestrator.report.reading import load
+from orchestrator.search.space import load_search
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,26 @@ def test_warnings_name_their_runs_and_what_to_do(recorded):
     assert strange.where[0].startswith("hunt/00000001: strange")
     assert any("did not come to their end" in what for what in found)
     assert any(what.startswith("One seed") for what in found)
+
+
+def test_what_to_do_names_the_run_its_ball_and_its_experiment(recorded):
+    found = {doubt.what: doubt.todo for doubt in doubts(recorded)}
+    won = recorded.winner.run.run_id
+    assert found["An evaluation found reason to doubt its numbers."] == (
+        f"morel evaluate {won} --attacks apgd-ce apgd-t square autoattack --eps 0.1"
+        " tracking.experiment=made"
+    )
+    every = " ".join(found.values())
+    assert f"morel evaluate {won} --attacks autoattack --eps 0.1" in every
+    assert "RUN" not in every
+    assert "--preset" not in every
+    stopped = next(todo for what, todo in found.items() if "did not come to their end" in what)
+    assert won not in stopped
+    failed = next(trial for trial in recorded.trials if trial is not recorded.winner)
+    tags = failed.run.tags | {"morel.retry": "once"}
+    torn = replace(failed, run=replace(failed.run, tags=tags))
+    lines = [d.todo for d in doubts(replace(recorded, trials=[torn], runs=[torn.run]))]
+    assert f"morel logs hunt {failed.number} shows the error" in lines
 
 
 def test_importance_takes_trials_enough_and_adds_up(recorded, monkeypatch):
@@ -169,3 +190,36 @@ def test_half_a_record_is_a_gap_and_not_an_error(made: Made):
 def test_an_unknown_search_is_named(made: Made):
     with pytest.raises(MorelError, match=r"search 'hunter' is not in experiment 'made'.*hunt"):
         load(made.uri, "made", "hunter")
+
+
+def test_the_search_can_be_repeated_elsewhere_as_it_was(recorded, tmp_path, monkeypatch):
+    """With its overrides, in its experiment, and as large as it had become."""
+    base = {**recorded.definition["base"], "training": {"epochs": 3}}
+    preference = {"type": "derived", "expression": "[k1, 1 - k1]"}
+    search = {
+        **recorded.definition["search"],
+        "num_trials": 4,
+        "overrides": {"training.epochs": 12},  # those of the command line are in the base alone
+        "parameters": {**SPACE, "objective.preference": preference},
+        "baselines": {"paper": {"k1": 0.1}},
+    }
+    definition = {"search": search, "base": base}
+    found = answer(replace(recorded, definition=definition))
+    commands = [line for _, line in found.commands]
+    assert "morel tune search.yaml reuse=false tracking.experiment=made" in commands
+    assert "morel train winner.yaml tracking.experiment=made" in commands
+    for name, text in found.files.items():
+        assert "storage_path" not in text
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    search = load_search("search.yaml")
+    assert search.base.training.epochs == 3
+    assert search.num_trials == len(recorded.trials)
+    assert set(search.space.sampled) == set(SPACE)
+
+
+def test_the_test_sets_command_names_the_experiment(recorded):
+    metrics = {k: v for k, v in recorded.winner.run.metrics.items() if not k.startswith("test.")}
+    untested = replace(recorded.winner, run=replace(recorded.winner.run, metrics=metrics))
+    lines = answer(replace(recorded, winner=untested)).sure
+    assert any("tracking.experiment=made does it" in line for line in lines)
