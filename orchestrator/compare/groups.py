@@ -70,7 +70,7 @@ def group_runs(
             among them, and what has not come to an end of its own: it has fewer epochs than others.
         by: settings, or method, baseline or search.
         baseline: name of a group, which all others are tested against.
-        attack: take this one.
+        attack: take this one, of the test set if a run was measured with it there.
 
     Raises:
         ConfigError: a setting that no run has, an attack that none was measured with, or no such
@@ -82,7 +82,11 @@ def group_runs(
             raise ConfigError("--group-by", key, f"a setting of these runs, or {', '.join(TAGS)}")
     ended = [run for run in members if run.whole]
     measured = [run for run in ended if run.robust("holdout") or run.robust("test")]
-    split: Split = "test" if measured and all(run.robust("test") for run in measured) else "holdout"
+    tested = [run for run in measured if run.robust("test")]
+    if attack is None:
+        split: Split = "test" if tested and len(tested) == len(measured) else "holdout"
+    else:
+        split = "test" if any(attack in run.robust("test") for run in tested) else "holdout"
     attack = shared_attacks(measured, split, attack)[0] if measured else ""
     lines: defaultdict[str, list[RunRecord]] = defaultdict(list)
     for run in measured:

@@ -185,12 +185,14 @@ def shared_attacks(
     On held-out images that is the one that decided about most runs; then, as on the test set, that
     in the runs' ball with which most were measured, and of several the strongest.
 
-    ``attack``: this one alone. Raises `ConfigError` where no run was measured with it.
+    ``attack``: this one alone, if it was measured on this split. Raises `ConfigError` where no run
+    was measured with it at all.
     """
     if attack is not None:
         known = {name for run in runs for kind in SPLITS for name in run.robust(kind)}
         check(attack in known, "--attack", attack, suggestion(attack, sorted(known)))
-        return [attack]
+        if any(attack in run.robust(split) for run in runs):
+            return [attack]
     found: dict[str, list[float]] = {}
     for run in runs:
         for name, score in run.judged(split).items():

@@ -264,6 +264,7 @@ def test_the_test_attack_lies_in_the_ball_and_is_the_strongest_that_most_share(s
     assert [row.name for row in asked.rows] == ["b", "a"]
     assert asked.rows[0].test_robust_accuracy == Score(0.4)
     assert asked.rows[1].test_robust_accuracy is None
+    assert {row.attack for row in asked.rows} == {PGD}  # held out nobody was measured with it
     with pytest.raises(ConfigError, match="--attack = 'cw': known: autoattack"):
         comparison_table(swept, attack="cw")
 
@@ -279,6 +280,9 @@ def test_every_test_attack_can_be_got_out(swept):
 def test_groups_and_conditions_go_by_the_same_attack(swept):
     assert group_runs(swept, ["lr"]).attack == PGD
     assert group_runs(swept, ["lr"], attack="fgsm_linf_8-255").groups[0].runs == 2
+    strong = group_runs(swept, ["lr"], attack="autoattack_linf_8-255")
+    assert (strong.split, strong.groups[0].runs) == ("test", 1)
+    assert "1 run(s) are left out: not measured, or with other attacks." in strong.notes
     assert pick(swept, ["test_robust_accuracy >= 0.42"]) == swept[:1]  # not that of 16/255
 
 
