@@ -156,6 +156,7 @@ UNLIMITED = "num_trials=400"  # the budget ends before
 CONTENDERS = {
     "random": Contender(("searcher.name=random", "scheduler.name=none")),
     "default": Contender((UNLIMITED,)),
+    "default without reuse": Contender((UNLIMITED, "reuse=false")),
     "tradeoff": Contender((UNLIMITED, "objective.metric=tradeoff", "scheduler.name=pareto")),
     "random + ASHA": Contender((UNLIMITED, "searcher.name=random")),
     "Optuna as it comes": Contender((UNLIMITED, "scheduler.name=none"), OptunaAsItComes),
