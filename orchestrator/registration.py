@@ -15,6 +15,7 @@ from typing import Any
 from morel_core.errors import MorelError
 from orchestrator import records, storage
 from orchestrator.compare import RunRecord, load_runs
+from orchestrator.compare.runs import UNMASKED
 from orchestrator.config import RunConfig, check_name, tracking_uri, with_overrides
 from orchestrator.evaluation.targets import find_run, find_target
 from orchestrator.lease import held
@@ -23,8 +24,6 @@ from orchestrator.tracking import ModelPayload, Recorder, RegisterPayload
 from orchestrator.tracking.connection import open_client
 from orchestrator.tracking.registry import CHAMPION, PROTOCOL, SCORE, version_of
 
-HONEST = "no evidence"
-"""The tag ``morel.masking`` of a network whose verification found no masked gradients."""
 DIGEST = 12
 """Characters of a fingerprint that tell data sets apart."""
 
@@ -261,7 +260,7 @@ def _verified(run: RunRecord) -> tuple[str, float | None]:
     found = strongest(run.metrics, "verified")
     if found is None:
         return "no", None
-    if run.tags.get("morel.masking") != HONEST:
+    if run.tags.get("morel.masking") != UNMASKED:
         return f"no: it masks its gradients: {run.tags.get('morel.masking', '')}", None
     return f"yes: {found.score} % of {found.images} held-out images", found.score.value
 

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.compare.runs import RunRecord, Score
+from orchestrator.compare.runs import UNMASKED, RunRecord, Score
 from orchestrator.search import pareto
 
 if TYPE_CHECKING:
     from orchestrator.campaign.report import Report
-
-NO_MASKING = "no evidence"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ class Trial:
     def masking(self) -> str:
         """Evidence of masked gradients; empty if there is none, or nobody looked."""
         found = self.run.tags.get("morel.masking", "")
-        return "" if found == NO_MASKING else found
+        return "" if found == UNMASKED else found
 
     @property
     def whole(self) -> bool:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.compare.runs import RunRecord
+from orchestrator.compare.runs import UNMASKED, RunRecord
 from orchestrator.report.answer import place, quoted
 from orchestrator.report.ball import ball_of
-from orchestrator.report.data import NO_MASKING, Recorded, Trial
+from orchestrator.report.data import Recorded, Trial
 
-NOTHING = ("", NO_MASKING)
+NOTHING = ("", UNMASKED)
 """Values of a tag that are no reason to doubt."""
 LISTED = 12
 """So many runs of one kind of doubt are named."""
@@ -73,7 +73,7 @@ def doubts(recorded: Recorded) -> list[Doubt]:
     """All of them, what concerns the winner's numbers first."""
     found = list(_about_all(recorded))
     for key, (what, todo) in TAGGED.items():
-        tagged = [run for run in recorded.runs if run.tags.get(key, NO_MASKING) not in NOTHING]
+        tagged = [run for run in recorded.runs if run.tags.get(key, UNMASKED) not in NOTHING]
         if tagged:
             lines = [f"{run.run_id}: {run.tags[key]}" for run in tagged]
             todo = _filled(todo, recorded, tagged)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator import storage
+from orchestrator.compare.runs import UNMASKED
 from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.search.note import trial_note
@@ -84,7 +85,7 @@ def record_verified(
         tags = {"morel.lost": lost, "morel.winner": str(trial is winner).lower()}
         if verified is not None:
             tags["morel.verified.attacks"] = ", ".join(verified.attacks)
-            tags["morel.masking"] = " ".join(verified.masking) or "no evidence"
+            tags["morel.masking"] = " ".join(verified.masking) or UNMASKED
         recorder.finish(
             trial.run_id,
             status="FINISHED",
