@@ -21,7 +21,7 @@ from orchestrator.search.selection import (
     verified_summary,
     with_interval,
 )
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 
 if TYPE_CHECKING:
     from orchestrator.search.space import SearchConfig

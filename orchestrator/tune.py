@@ -31,7 +31,8 @@ from orchestrator.search.reuse import find_twins, note_twin
 from orchestrator.search.saved_view import view_of
 from orchestrator.search.selection import choose
 from orchestrator.search.space import SearchConfig, check_resources
-from orchestrator.search.trials import Trial, TrialBook, View, trial_folder_name
+from orchestrator.search.trial import Trial, trial_folder_name
+from orchestrator.search.trials import TrialBook, View
 from orchestrator.search.twins import Twins
 from orchestrator.search.verify import record_verified, verify_candidates
 from orchestrator.search.warm_start import Known, KnownTrial, known_trials

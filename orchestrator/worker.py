@@ -26,7 +26,7 @@ from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, n
 from orchestrator.retries import CHANGES
 from orchestrator.search.goal import TRAIN_SECONDS
 from orchestrator.search.seals import check_checkpoint
-from orchestrator.search.trials import IMPOSSIBLE, TRAINED, TWIN
+from orchestrator.search.trial import IMPOSSIBLE, TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.staging import Staged, same_images
 

@@ -12,7 +12,7 @@ from orchestrator import storage
 from orchestrator.config import RunConfig
 from orchestrator.retries import retry_tags
 from orchestrator.search.budget import Cost
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 from orchestrator.tune import SearchResult
 
 Phase = Literal["tuning", "replicates"]

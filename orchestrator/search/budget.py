@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.search.selection import ranked
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 
 HOUR = 3600.0
 

@@ -18,7 +18,7 @@ from orchestrator.failures import failure_reason
 from orchestrator.records import Exported
 from orchestrator.search.note import trial_note
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial, run_of
+from orchestrator.search.trial import Trial, run_of
 from orchestrator.tracking import Recorder
 
 

@@ -18,7 +18,7 @@ from orchestrator import records, storage
 from orchestrator.search import front_picture, pareto
 from orchestrator.search.selection import accuracies, eligible, front, verified_summary
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 from orchestrator.tracking import Recorder
 
 FILES = ("front.json", "front.png")

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator import records
 from orchestrator.search.selection import accuracies, comparable, eligible, front
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 
 GREY, BLUE, ORANGE = "0.6", "tab:blue", "tab:orange"
 

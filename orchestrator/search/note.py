@@ -22,7 +22,7 @@ from orchestrator.search.budget import Cost
 from orchestrator.search.parameters import show
 from orchestrator.search.selection import front, ranked, result_lines, rows_of, why_lost
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 
 BEST, WAYS, NAMED = 10, 6, 5
 """Trials in the table of the best, ways to end, and trials named for each: MLflow keeps 8,000

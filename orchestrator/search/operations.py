@@ -15,7 +15,7 @@ from orchestrator.campaign import searches
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, tracking_uri
 from orchestrator.search import status
-from orchestrator.search.trials import NUMBER, trial_folder_name
+from orchestrator.search.trial import NUMBER, trial_folder_name
 from orchestrator.tracking import Event, Journal
 from orchestrator.tracking.events import check_run_id
 

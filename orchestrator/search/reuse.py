@@ -6,7 +6,7 @@ import logging
 
 from orchestrator.fingerprint import code_hash
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial, run_of
+from orchestrator.search.trial import Trial, run_of
 from orchestrator.search.twins import Twin, Twins
 
 _logger = logging.getLogger(__name__)

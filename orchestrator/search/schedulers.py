@@ -26,7 +26,7 @@ from orchestrator.search.ladder import milestones
 from orchestrator.search.pareto import best_first, ranks
 from orchestrator.search.pbt import PopulationTraining
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import STOP_REASON
+from orchestrator.search.trial import STOP_REASON
 
 Point = tuple[float, float]
 

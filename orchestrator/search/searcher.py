@@ -20,7 +20,7 @@ from orchestrator.search import goal
 from orchestrator.search.parameters import SearchSpace, Values, is_setting
 from orchestrator.search.samplers import make_sampler
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import IMPOSSIBLE
+from orchestrator.search.trial import IMPOSSIBLE
 from orchestrator.search.warm_start import KnownTrial
 
 UNFINISHED = "unfinished"

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator import records
 from orchestrator.search import goal, pareto
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 
 NO_EVIDENCE = ("not_converged",)
 """Findings that speak of an attack's strength, not of the network's gradients."""

@@ -14,7 +14,8 @@ from orchestrator import records, storage
 from orchestrator.search.budget import Cost
 from orchestrator.search.selection import VERIFYING
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trials import Trial, TrialBook
+from orchestrator.search.trial import Trial
+from orchestrator.search.trials import TrialBook
 
 FILE = "status.json"
 STALE_S = 30.0

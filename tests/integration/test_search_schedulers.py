@@ -16,7 +16,7 @@ from test_search_run import SMALL, search, space
 from morel_core.checkpoint import load_network, load_progress
 from orchestrator import control
 from orchestrator.search.population import Population
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 from orchestrator.tune import SearchResult, tune
 
 LR: dict[str, Any] = {"optimizer.lr": {"type": "float", "low": 1e-9, "high": 0.2, "log": True}}

@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.campaign import run
 from orchestrator.campaign.outcomes import OutcomeStore, settled
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 from orchestrator.tune import SearchResult
 
 BROKEN = "its verification failed: OSError: a node was lost"

@@ -24,7 +24,7 @@ from orchestrator.campaign.view import print_report
 from orchestrator.config import RunConfig
 from orchestrator.notes import GAP, cell
 from orchestrator.search.budget import Cost
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 
 ROBUST, CLEAN = "test.robust.pgd20_linf_0.1", "test.clean"
 FIXED = Registration(sha256="f" * 64, time="2026-01-01T00:00:00Z", commit="c" * 40, code="0" * 16)

@@ -9,7 +9,8 @@ from morel_core.errors import ConfigError
 from orchestrator.search.budget import Cost, Meter
 from orchestrator.search.settings import BudgetConfig, ResourcesConfig
 from orchestrator.search.space import load_search
-from orchestrator.search.trials import Trial, TrialBook
+from orchestrator.search.trial import Trial
+from orchestrator.search.trials import TrialBook
 
 
 def trial(number, held, holding_since=None):

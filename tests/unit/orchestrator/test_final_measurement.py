@@ -10,7 +10,7 @@ from orchestrator import storage
 from orchestrator.search import final
 from orchestrator.search.settings import FinalConfig
 from orchestrator.search.space import load_search
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 from orchestrator.search.verify import record_verified
 from orchestrator.tracking.recorder import Past
 

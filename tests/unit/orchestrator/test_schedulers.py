@@ -12,7 +12,7 @@ from morel_core import ConfigError
 from orchestrator.search.ladder import check_scheduler
 from orchestrator.search.schedulers import Median, ParetoHalving, goes_on, make_scheduler
 from orchestrator.search.settings import GoalConfig, SchedulerConfig
-from orchestrator.search.trials import STOP_REASON
+from orchestrator.search.trial import STOP_REASON
 
 GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 FOUR = {"grace_period": 1, "reduction_factor": 2}

@@ -14,7 +14,7 @@ from orchestrator.search.budget import Cost, Meter
 from orchestrator.search.ladder import LadderConfig, VerifyConfig
 from orchestrator.search.note import search_note
 from orchestrator.search.selection import Verified, choose, ranked, why_lost
-from orchestrator.search.trials import Trial
+from orchestrator.search.trial import Trial
 from orchestrator.search.verify import standing
 from orchestrator.tune import SearchResult
 

@@ -12,6 +12,7 @@ from orchestrator.records import own_end
 from orchestrator.search import trials
 from orchestrator.search.selection import choose
 from orchestrator.search.settings import SchedulerConfig
+from orchestrator.search.trial import STOP_REASON
 from orchestrator.search.trials import TrialBook
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
@@ -187,7 +188,7 @@ def test_the_scheduler_that_stopped_a_trial_is_named(search, recorder, name):
     settings = replace(search, scheduler=SchedulerConfig(name=name))
     book = TrialBook(settings, recorder, None)
     silent, told = FakeTrial("a", 0), FakeTrial("b", 1)
-    setattr(told, trials.STOP_REASON, "dominated by 4 of 6")
+    setattr(told, STOP_REASON, "dominated by 4 of 6")
     for tune_trial in (silent, told):
         book.result(tune_trial, report(3))
         book.complete(tune_trial)
@@ -482,21 +483,6 @@ def test_its_note_says_what_came_out_and_how_to_get_it_again(book, recorded):
     assert what.startswith("Trial 1 of [hunt](run:hunt): ")
     assert ATTACK in table
     assert "morel reproduce hunt/t1" in again
-
-
-@pytest.mark.parametrize(
-    ("label", "name"),
-    [
-        ("paper", "007 paper"),
-        ("k1=0.37 alpha=2e-06", "007 k1=0.37 alpha=2e-06"),
-        (" ".join(f"parameter{i}=0.123" for i in range(9)), "parameter3=0.123 +5"),
-    ],
-)
-def test_its_name_is_short(label, name):
-    trial = trials.Trial(run_id="hunt/t1", number=7, label=label, params={})
-    shown = trials.run_name(trial)
-    assert shown.endswith(name)
-    assert len(shown) <= trials.LONGEST_NAME + 4
 
 
 def test_what_cannot_be_shown_ends_no_search(search, recorder, caplog):

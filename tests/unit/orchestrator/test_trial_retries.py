@@ -10,7 +10,8 @@ from orchestrator.building import build
 from orchestrator.config import with_overrides
 from orchestrator.failures import FAILED
 from orchestrator.progress import SearchProgress, epoch_line
-from orchestrator.search.trials import TrialBook, run_of
+from orchestrator.search.trial import run_of
+from orchestrator.search.trials import TrialBook
 
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
 

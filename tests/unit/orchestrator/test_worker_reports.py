@@ -15,7 +15,7 @@ from orchestrator.building import build
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.failures import FAILED
 from orchestrator.measuring import measure_checkpoint, measure_final
-from orchestrator.search.trials import IMPOSSIBLE
+from orchestrator.search.trial import IMPOSSIBLE
 from orchestrator.worker import MorelTrial, reports, scaling_config
 
 TINY = {

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 
 from orchestrator.search.searcher import UNFINISHED, SpaceSearcher
-from orchestrator.search.trials import IMPOSSIBLE
+from orchestrator.search.trial import IMPOSSIBLE
 
 SPACE = """
 parameters:
