@@ -116,6 +116,10 @@ class Trainer:
             if config.training.published_batchnorm
             else self.objective,
         )
+        if config.training.compile:
+            # Beyond eight versions of a function, those of earlier runs in this process among them,
+            # torch would run it uncompiled.
+            torch.compiler.reset()
         self.passes = self._encoder_passes(compile=config.training.compile)
         # Measuring shares goes back through the graph several times: compiled, it would be freed.
         self.passes_for_shares = self._encoder_passes(compile=False)

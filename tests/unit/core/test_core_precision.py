@@ -18,7 +18,7 @@ from morel_core import (
     TrainingConfig,
     evaluate,
 )
-from morel_core.models import WideResNetConfig, build_net
+from morel_core.models import DigitsCnnConfig, WideResNetConfig, build_net
 from morel_core.optim import make_optimizer
 from morel_core.precision import EncoderPasses, full_precision
 from morel_core.step import train_step
@@ -251,10 +251,10 @@ def test_full_precision_puts_back_what_it_found():
         settings.fp32_precision = before
 
 
-def compiled_by_tracing_alone(monkeypatch):
+def compiled_by_tracing_alone(monkeypatch, backend="aot_eager"):
     """`torch.compile` without making C++ of what it traces, which takes minutes."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend=backend))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -285,6 +285,18 @@ def test_a_run_with_everything_on(monkeypatch):
     counts = [v.item() for k, v in fast.net.state_dict().items() if "num_batches" in k]
     assert counts
     assert set(counts) == {5 * len(fast.batches)}
+
+
+def test_a_process_compiles_each_run_that_it_trains(monkeypatch):
+    """Not the first few alone: of a function torch makes no more versions than a limit."""
+    compiled_by_tracing_alone(monkeypatch, "eager")
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 4)
+    for width in (4, 6):
+        model = DigitsCnnConfig(width=width, embed_dim=8)
+        training = TrainingConfig(epochs=1, batch_size=16, compile=True)
+        [metrics] = Trainer(tiny_run(model=model, training=training)).fit()
+        assert metrics["diverged"] == 0
 
 
 def test_options_are_checked():
