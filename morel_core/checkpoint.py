@@ -23,6 +23,15 @@ from morel_core.errors import MorelError
 FORMAT = 1
 MANIFEST = "manifest.json"
 
+KIND = (
+    ("objective", "morel", True),
+    ("optimizer", "name", "sgd"),
+    ("optimizer", "no_decay_on_norm_and_bias", False),
+    ("training", "ema_decay", None),
+    ("training", "swa_start_epoch", None),
+)
+"""Settings that say what a checkpoint's tensors are; with what older ones, without them, had."""
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
@@ -123,6 +132,22 @@ def load_progress(folder: Path) -> dict[str, Any]:
     if not isinstance(progress, dict):
         raise MorelError(f"{path}: not a JSON object")
     return cast(dict[str, Any], progress)
+
+
+def check_kind(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `MorelError` if tensors saved under one config would mean others under another.
+
+    Of ``training.ema_decay`` it matters whether there is one: its value may change.
+
+    Args:
+        folder: for the message.
+        saved: plain config of the checkpoint.
+        wanted: plain config of the run that goes on from it.
+    """
+    for section, key, default in KIND:
+        was, now = saved[section].get(key, default), wanted[section][key]
+        if was != now and (key != "ema_decay" or None in (was, now)):
+            raise MorelError(f"{folder}: was trained with {section}.{key} = {was!r}, not {now!r}")
 
 
 def load_optimizer(folder: Path) -> dict[str, Any]:

@@ -94,7 +94,8 @@ class PublishedBatchNorm:
                     layer.momentum = adversarial
                 else:
                     natural = batch_weight(self.passes, "natural", momentum)
-                    layer.momentum = natural / (1 - adversarial)
+                    # momentum 1 keeps the last pass alone, which leaves nothing to divide
+                    layer.momentum = natural / (1 - adversarial) if natural else 0.0
             return (run_encoder or net.encoder)(images)
 
         net.encoder_passes = one_pass

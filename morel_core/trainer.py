@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from morel_core import checkpoint
 from morel_core.attacks import PGD, Attack
@@ -235,7 +235,8 @@ class Trainer:
         self.net.train()
         sums: dict[str, Tensor] = {}
         shares: dict[str, Tensor] = {}
-        guard = FiniteGuard(self.net, self.device)
+        nets = [self.net] if self.average is None else [self.net, self.average.net]
+        guard = FiniteGuard(nn.ModuleList(nets), self.device)
         lr = 0.0
         for step, batch in enumerate(self.batches.epoch(self.epoch)):
             lr = learning_rate(
@@ -393,7 +394,8 @@ class Trainer:
 
         ``epoch`` and ``step`` (from 1), ``seed`` of its attack's noise, and ``images``: the places
         of the global batch's images in the training split (those beyond it are extra ones). The
-        trained network is the one before that step; an average goes on to the end of the epoch.
+        trained network is the one before that step. An average goes on to the end of the epoch,
+        towards that network, with BatchNorm's statistics from before the step.
         """
         if not self.diverged:
             return None
@@ -409,20 +411,15 @@ class Trainer:
         """Go on from a checkpoint; raises `MorelError` if it is damaged or of another network.
 
         Weights, the optimiser's buffers and progress come from there, all settings from this
-        trainer's own config: a run may go on with another learning rate, decay or momentum.
+        trainer's own config: a run may go on with another learning rate, decay or momentum, but not
+        with other parameters to train, another optimiser or another average.
         """
         folder = Path(folder)
         progress = checkpoint.load_progress(folder)
+        checkpoint.check_kind(folder, progress["config"], dataclasses.asdict(self.config))
         self._load_state(checkpoint.load_network(folder, "last"), folder)
         if self.average is not None:
             self.average.net.load_state_dict(checkpoint.load_network(folder, "averaged"))
-        saved, mine = progress["config"]["optimizer"], dataclasses.asdict(self.config.optimizer)
-        for key, default in (("name", "sgd"), ("no_decay_on_norm_and_bias", False)):
-            was = saved.get(key, default)
-            if was != mine[key]:
-                raise MorelError(
-                    f"{folder}: was trained with optimizer.{key} = {was!r}, not {mine[key]!r}"
-                )
         load_optimizer_state(self.optimizer, checkpoint.load_optimizer(folder))
         self.best_state = {
             name: value.to(self.device) for name, value in checkpoint.load_network(folder).items()

@@ -59,6 +59,20 @@ class ExperimentConfig:
             self.training.published_batchnorm,
             "false: a custom objective has no published step",
         )
+        awp, epochs = self.training.awp, self.training.epochs
+        check(
+            awp.gamma == 0 or awp.warmup_epochs < epochs,
+            "training.awp.warmup_epochs",
+            awp.warmup_epochs,
+            f"below training.epochs = {epochs}, or it never begins; gamma: 0 turns it off",
+        )
+        late = self.objective.loat_late_start
+        check(
+            self.objective.accuracy != "loat" or late is None or late <= epochs,
+            "objective.loat_late_start",
+            late,
+            f"null (the last tenth) or an epoch up to training.epochs = {epochs}",
+        )
         check(
             not self.training.overfitting_guard or self.attack.num_steps == 1,
             "training.overfitting_guard",

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from morel_core.config import ObjectiveConfig
 from morel_core.losses.outputs import Outputs
+from morel_core.losses.trades import negative_log_likelihood
 
 
 def at(outputs: Outputs, config: ObjectiveConfig) -> dict[str, Tensor]:
     """``adversarial_ce`` = CE(f(x'), y); needs no natural pass."""
-    ce = F.cross_entropy(
-        outputs.logits_adv, outputs.y, reduction="none", label_smoothing=config.label_smoothing
-    )
+    log_p_adv = F.log_softmax(outputs.logits_adv, dim=1)
+    ce = negative_log_likelihood(log_p_adv, outputs.y, config.label_smoothing)
     return {"adversarial_ce": outputs.shard.mean(ce)}

@@ -55,6 +55,24 @@ def test_pgd_equals_its_twin(norm: str, loss: str, init: str) -> None:
     assert (x_adv != x).any()
 
 
+def test_mixed_labels_are_attacked_in_their_shares() -> None:
+    """With CutMix: up the gradient of λ CE(y_1) + (1 − λ) CE(y_2)."""
+    net = small_net(spread=3.0).eval()
+    x, y, _ = small_batch(5)
+    other = (y + 1) % 4
+    mixed = 0.6 * F.one_hot(y, 4).double() + 0.4 * F.one_hot(other, 4).double()
+    attack = PGD(eps=0.1, step_size=0.03, num_steps=1, init="none")
+    moving = x.clone().requires_grad_()
+    logits = net(moving)
+    loss = 0.6 * naive.cross_entropy(logits, y.tolist()) + 0.4 * naive.cross_entropy(
+        logits, other.tolist()
+    )
+    (grad,) = torch.autograd.grad(loss, moving)
+    expected = (x + 0.03 * grad.sign()).clamp(0, 1)
+    assert_equal_to(attack(net, x, mixed), expected)
+    assert not torch.equal(attack(net, x, y), expected)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @bounded
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 4), eps=st.floats(1e-3, 3))

@@ -91,6 +91,20 @@ def test_weights_of_both_batches_and_of_the_old_statistics_sum_to_one() -> None:
     assert weights[1] == pytest.approx(0.1 + 0.1 * 0.9**3, abs=1e-15)
 
 
+def test_momentum_1_leaves_the_statistics_of_the_last_pass() -> None:
+    net = small_net(norm="batch")
+    layer = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    layer.momentum = 1.0
+    twin = copy.deepcopy(net)
+    x, y, noise = small_batch(4)
+    x_adv = (x + 0.05 * noise).clamp(0, 1)
+    objective = PublishedBatchNorm(MorelObjective(ObjectiveConfig()))
+    objective(net, x, x_adv, y, epoch=1, num_epochs=2)
+    twin(x_adv)
+    first = next(m for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
+    assert torch.equal(layer.running_mean, first.running_mean)
+
+
 def test_a_cumulative_average_is_refused() -> None:
     net = small_net(norm="batch")
     layer = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))

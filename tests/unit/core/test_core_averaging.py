@@ -8,7 +8,14 @@ import torch
 from tiny_run import EVAL_ATTACK, tiny_run
 from torch import nn
 
-from morel_core import ConfigError, EvaluationConfig, Trainer, TrainingConfig, checkpoint
+from morel_core import (
+    ConfigError,
+    EvaluationConfig,
+    OptimizerConfig,
+    Trainer,
+    TrainingConfig,
+    checkpoint,
+)
 from morel_core.averaging import ema_weight, mix, reestimate_batchnorm
 from morel_core.models import DigitsCnnConfig
 
@@ -81,9 +88,7 @@ def test_swa_is_the_mean_over_the_ends_of_epochs():
     ends = []
     for metrics in trainer.epochs():
         ends.append(copied(trainer.net))
-        if metrics["epoch"] == 1:
-            assert trainer.network is trainer.net
-    assert trainer.network is trainer.average.net
+        assert trainer.network is (trainer.average.net if metrics["epoch"] >= 2 else trainer.net)
     for name, parameter in trainer.average.net.named_parameters():
         mean = torch.stack([end[name] for end in ends[1:]]).mean(0)
         torch.testing.assert_close(parameter, mean, rtol=0, atol=1e-6)
@@ -156,6 +161,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(training, every, tmp_path):
             (second.best_state, whole.best_state),
         ):
             assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("training", [EMA, SWA])
+def test_an_average_outlives_a_step_that_is_not_finite(training):
+    lr = OptimizerConfig(lr=0.01, schedule="piecewise", milestones=[2], factors=[1e11])
+    trainer = Trainer(tiny_run(training=replace(training, epochs=6), model=NORMED, optimizer=lr))
+    trainer.fit()
+    assert trainer.diverged
+    assert trainer.average.net.encoder.features[1].running_var.abs().sum() > 0
+    assert all(value.isfinite().all() for value in trainer.average.net.state_dict().values())
 
 
 @pytest.mark.parametrize("training", [EMA, SWA])

@@ -9,7 +9,14 @@ import safetensors.torch
 import torch
 from tiny_run import tiny_run
 
-from morel_core import MorelError, OptimizerConfig, Trainer, checkpoint
+from morel_core import (
+    MorelError,
+    ObjectiveConfig,
+    OptimizerConfig,
+    Trainer,
+    TrainingConfig,
+    checkpoint,
+)
 from morel_core.checkpoint import MANIFEST, load_network, load_optimizer, load_progress
 from morel_core.models import DigitsCnnConfig
 
@@ -284,6 +291,37 @@ def test_another_optimizer_is_refused(trained):
     other = Trainer(tiny_run(optimizer=OptimizerConfig(name="adamw")))
     with pytest.raises(MorelError, match=r"trained with optimizer\.name = 'sgd', not 'adamw'"):
         other.load(trained)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"optimizer": OptimizerConfig(no_decay_on_norm_and_bias=True)},
+            "optimizer.no_decay_on_norm_and_bias = False, not True",
+        ),
+        ({"objective": ObjectiveConfig(morel=False)}, "objective.morel = True, not False"),
+        (
+            {"training": TrainingConfig(batch_size=16, ema_decay=0.9)},
+            "training.ema_decay = None, not 0.9",
+        ),
+        (
+            {"training": TrainingConfig(batch_size=16, swa_start_epoch=2)},
+            "training.swa_start_epoch = None, not 2",
+        ),
+    ],
+)
+def test_tensors_that_would_mean_something_else_are_refused(trained, sections, message):
+    """Another average above all: what was saved of it would be counted as epochs of the new one."""
+    with pytest.raises(MorelError) as caught:
+        Trainer(tiny_run(**sections)).load(trained)
+    assert str(caught.value) == f"{trained}: was trained with {message}"
+
+
+def test_another_decay_of_the_average_is_a_setting_like_others(tmp_path):
+    first = Trainer(tiny_run(training=TrainingConfig(batch_size=16, ema_decay=0.9)))
+    first.save(tmp_path)
+    Trainer(tiny_run(training=TrainingConfig(batch_size=16, ema_decay=0.8))).load(tmp_path)
 
 
 def test_these_are_the_files_of_a_checkpoint(trained):

@@ -6,6 +6,7 @@ import pytest
 
 from morel_core import (
     AttackConfig,
+    AwpConfig,
     ConfigError,
     DataConfig,
     EvaluationConfig,
@@ -167,6 +168,20 @@ NAN = float("nan")
         ),
         (
             ExperimentConfig,
+            {
+                "objective": ObjectiveConfig(accuracy="loat", loat_late_start=100),
+                "training": TrainingConfig(epochs=99),
+            },
+            "objective.loat_late_start = 100: null (the last tenth) or an epoch up to "
+            "training.epochs = 99",
+        ),
+        (
+            ExperimentConfig,
+            {"training": TrainingConfig(epochs=5, awp=AwpConfig(gamma=0.01, warmup_epochs=5))},
+            "training.awp.warmup_epochs = 5: below training.epochs = 5, or it never begins",
+        ),
+        (
+            ExperimentConfig,
             {"attack": AttackConfig(init="none")},
             "attack.init = 'none': gaussian or uniform with loss: kl",
         ),
@@ -193,6 +208,10 @@ def test_out_of_range(config_class, settings, message):
         (TrainingConfig, {"micro_batches": 3, "batch_size": 6}),
         (DataConfig, {"holdout": 1, "train_size": 1, "test_size": 1, "crop_padding": 0}),
         (ExperimentConfig, {"data": DataConfig(holdout=7), "evaluation": EvaluationConfig()}),
+        (ExperimentConfig, {"training": TrainingConfig(epochs=1, awp=AwpConfig(gamma=0.01))}),
+        (ExperimentConfig, {"training": TrainingConfig(epochs=1, awp=AwpConfig(warmup_epochs=9))}),
+        (ExperimentConfig, {"objective": ObjectiveConfig(accuracy="loat", loat_late_start=10)}),
+        (ExperimentConfig, {"objective": ObjectiveConfig(loat_late_start=100)}),
     ],
 )
 def test_the_bounds_themselves_are_allowed(config_class, settings):

@@ -41,6 +41,17 @@ def test_probabilities_as_labels(accuracy, smoothing):
     assert actual.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("accuracy", CE)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_mixed_labels_by_hand(accuracy, smoothing):
+    """CutMix (Yun et al. 2019) with λ = 3/4: λ CE(y_1) + (1 − λ) CE(y_2)."""
+    mixed = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    share = 0.75 * (1 - smoothing) + smoothing / 2
+    losses = (-share * math.log(0.9) - (1 - share) * math.log(0.1), math.log(2))
+    value = parts(accuracy, mixed, label_smoothing=smoothing)[CE[accuracy]]
+    assert value.item() == pytest.approx(sum(losses) / 2, rel=1e-12)
+
+
 def test_off_is_bitwise_what_it_was():
     y = torch.tensor([0, 1])
     expected = torch.nn.functional.nll_loss(LOGITS.log_softmax(1), y, reduction="none").sum() / 2

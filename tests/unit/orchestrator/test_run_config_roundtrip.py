@@ -151,7 +151,7 @@ def optimizers(draw):
 
 
 @st.composite
-def objectives(draw):
+def objectives(draw, epochs):
     accuracy = draw(st.sampled_from(["trades", "mart", "loat", "at"]))
     morel = draw(st.booleans())
     return ObjectiveConfig(
@@ -174,7 +174,7 @@ def objectives(draw):
         loat_lore=draw(st.booleans()),
         loat_gamma=draw(WEIGHT),
         loat_early_epochs=draw(st.integers(0, 5)),
-        loat_late_start=draw(MAYBE_COUNT),
+        loat_late_start=draw(st.none() | st.integers(1, epochs)),
     )
 
 
@@ -195,7 +195,9 @@ def trainings(draw, single_step):
         published_batchnorm=published_batchnorm,
         ema_decay=draw(SHARE) if average == "ema" else None,
         swa_start_epoch=draw(st.integers(1, epochs)) if average == "swa" else None,
-        awp=AwpConfig(gamma=draw(st.floats(0, 0.99)), warmup_epochs=draw(st.integers(0, 20))),
+        awp=AwpConfig(
+            gamma=draw(st.floats(0, 0.99)), warmup_epochs=draw(st.integers(0, epochs - 1))
+        ),
         patience=draw(MAYBE_COUNT),
         overfitting_guard=single_step and draw(st.booleans()),
     )
@@ -229,11 +231,11 @@ def evaluations(draw, holdout, training):
 @st.composite
 def run_configs(draw):
     """Valid combinations: what is refused, and why, is tested where it is refused."""
-    objective = draw(objectives())
     attack = draw(attacks(("auto", "ce", "kl"), num_steps=st.sampled_from([1, 2, 10])))
+    training = draw(trainings(single_step=attack.num_steps == 1))
+    objective = draw(objectives(training.epochs))
     mixes_labels = not objective.morel and objective.accuracy not in ("mart", "loat")
     images = draw(data(mixes_labels))
-    training = draw(trainings(single_step=attack.num_steps == 1))
     return RunConfig(
         seed=draw(st.integers()),
         data=images,
