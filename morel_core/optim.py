@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from morel_core.config import OptimizerConfig
+from morel_core.errors import MorelError
 
 
 def make_optimizer(config: OptimizerConfig, net: nn.Module) -> Optimizer:
@@ -53,12 +54,21 @@ def _make_momentum_buffers(optimizer: Optimizer) -> None:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take in the buffers of a saved state; learning rate, decay and momentum stay as they are."""
+    """Take in the buffers of a saved state; learning rate, decay and momentum stay as they are.
+
+    Raises:
+        MorelError: it belongs to other parameters.
+    """
     own = [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
-    optimizer.load_state_dict(state)
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise MorelError(
+            f"the optimiser's state is of other trainable parameters: {error}"
+        ) from None
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
     _make_momentum_buffers(optimizer)

@@ -62,7 +62,8 @@ class Trainer:
     Args:
         config: what to train.
         data: the data set; default: loaded as ``config.data`` says.
-        net: the network; default: built as ``config.model`` says, with weights from the seed.
+        net: the network; default: built as ``config.model`` says, with weights from the seed. It
+            trains in train mode: frozen parameters stay, BatchNorm's statistics move all the same.
         device: where to train.
         accuracy: a user's own accuracy objective, with ``config.objective.accuracy = "custom"``.
 

@@ -318,6 +318,13 @@ def test_tensors_that_would_mean_something_else_are_refused(trained, sections, m
     assert str(caught.value) == f"{trained}: was trained with {message}"
 
 
+def test_other_trainable_parameters_are_refused(trained):
+    net = Trainer(tiny_run()).net
+    next(net.encoder.parameters()).requires_grad_(False)
+    with pytest.raises(MorelError, match="of other trainable parameters"):
+        Trainer(tiny_run(), net=net).load(trained)
+
+
 def test_another_decay_of_the_average_is_a_setting_like_others(tmp_path):
     first = Trainer(tiny_run(training=TrainingConfig(batch_size=16, ema_decay=0.9)))
     first.save(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morel_core import ConfigError
-from morel_core.data import Batches, SyntheticConfig, TensorSource, load_data
+from morel_core.data import Batches, SyntheticConfig, TensorSource, load_data, loader
 from morel_core.data.augment import draw_cutmix, draw_erasing, mixed_labels, put_boxes
 from morel_core.data.extra import load_extra, mixed_order
 from morel_core.seeding import generator
@@ -125,6 +126,36 @@ def test_the_same_on_any_number_of_ranks_and_from_any_step(settings: dict[str, o
     assert list(batches(**settings).epoch(2, start_step=5)) == []
     other = next(iter(batches(**settings).epoch(3)))
     assert not torch.equal(other.x, whole[0].x)
+
+
+def test_every_epoch_has_draws_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself: a new order would hide that boxes or extra images come again as they were."""
+    seen: dict[str, list[Tensor]] = {"draw_erasing": [], "draw_cutmix": [], "mixed_order": []}
+    for name, made in seen.items():
+        original = getattr(loader, name)
+
+        def watched(*given: Any, original: Any = original, made: list[Tensor] = made) -> Tensor:
+            result = original(*given)
+            made.append(given[1] if original is mixed_order else result)
+            return result
+
+        monkeypatch.setattr(loader, name, watched)
+    made = batches(erasing=0.5, cutmix=0.5, extra=source(100), extra_ratio=0.5)
+    for epoch in (1, 2):
+        next(iter(made.epoch(epoch)))
+    seen["partners"] = [made._partners(epoch) for epoch in (1, 2)]
+    for name, (first, second) in seen.items():
+        assert not torch.equal(first, second), name
+
+
+def test_every_step_erases_with_pixels_of_its_own() -> None:
+    black = TensorSource(torch.zeros((40, 1, *SIZE), dtype=torch.uint8), torch.zeros(40).long())
+    whole = Batches(black, 20, 3, "none", 0, num_classes=4, erasing=1.0)
+    first, second, later = (*whole.epoch(1), next(iter(whole.epoch(2))))
+    for one, other in ((first, second), (first, later)):
+        both = (one.x > 0) & (other.x > 0)
+        assert both.sum() > 20
+        assert (one.x == other.x)[both].double().mean() < 0.1
 
 
 def test_extra_images_have_their_share_of_each_batch() -> None:
