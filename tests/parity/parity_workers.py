@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from parity_cases import grads, small_batch, small_net, state
-from torch import Tensor
+from torch import Tensor, nn
 
 from morel_core import (
     PGD,
@@ -33,6 +33,7 @@ from morel_core import (
     Trainer,
     TrainingConfig,
 )
+from morel_core.averaging import reestimate_batchnorm
 from morel_core.awp import perturbed_weights
 from morel_core.data import SyntheticConfig
 from morel_core.distributed import data_parallel
@@ -258,6 +259,37 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
+def train_with_batchnorm() -> dict[str, Any]:
+    """A run whose ranks see statistics of their own: what each of them attacks, and its end."""
+    config = dataclasses.replace(
+        RUNS["trades"],
+        model=DigitsCnnConfig(width=4, norm="batch", embed_dim=8),
+        training=training(swa_start_epoch=2),
+    )
+    trainer = Trainer(config)
+    layer = next(m for m in trainer.net.modules() if isinstance(m, nn.BatchNorm2d))
+    attacked: list[Tensor] = []
+
+    def watch(module: nn.Module, _images: Any) -> None:
+        if not module.training:
+            assert layer.running_mean is not None
+            attacked.append(layer.running_mean.clone())
+
+    trainer.net.encoder.register_forward_pre_hook(watch)
+    trainer.fit()
+    return {"attacked": torch.stack(attacked), "measured": state(trainer.network)}
+
+
+def reestimated(rank: int) -> tuple[float, float]:
+    """Mean and variance of a BatchNorm, estimated from one batch on each rank: 0, 2 and 4, 8."""
+    net = nn.BatchNorm1d(1).double()
+    batch = torch.tensor([[0.0, 2.0], [4.0, 8.0]][rank], dtype=torch.float64)
+    reestimate_batchnorm(net, iter([batch[:, None]]))
+    assert net.running_mean is not None
+    assert net.running_var is not None
+    return net.running_mean.item(), net.running_var.item()
+
+
 def spoiled(objective: Callable[..., Terms], value: float) -> Callable[..., Terms]:
     """``objective`` whose total is NaN, or infinite with gradients that are finite."""
 
@@ -323,6 +355,8 @@ def run_rank(rank: int, world_size: int, folder: Path) -> None:
     }
     if world_size == 2:
         result["train"] = {name: train(config) for name, config in RUNS.items()}
+        result["batchnorm"] = train_with_batchnorm()
+        result["reestimated"] = reestimated(rank)
         result["steps"] = {
             (name, value): steps([None, value, None], name, (3, 2), rank)
             for name in ("sgd", "adamw")

@@ -111,6 +111,25 @@ def test_a_run_of_two_workers_equals_a_run_of_one(
                 assert second_epoch[key] == pytest.approx(value, rel=1e-10, abs=1e-12), key
 
 
+def test_with_batchnorm_all_ranks_attack_and_measure_the_same_network(
+    ranks: dict[int, list[dict[str, Any]]],
+) -> None:
+    """Each normalises by its own rows while training; in eval mode all use the first one's."""
+    first, second = (result["batchnorm"] for result in ranks[2])
+    attacked = first["attacked"].unique_consecutive(dim=0)
+    assert len(attacked) > 10, "the statistics move, else this proves nothing"
+    assert torch.equal(second["attacked"].unique_consecutive(dim=0), attacked)
+    for key, value in first["measured"].items():
+        assert torch.equal(second["measured"][key], value), key
+
+
+def test_statistics_estimated_anew_are_the_mean_over_ranks(
+    ranks: dict[int, list[dict[str, Any]]],
+) -> None:
+    """By hand: means 1 and 6, variances 2 and 8."""
+    assert [result["reestimated"] for result in ranks[2]] == [(3.5, 5.0)] * 2
+
+
 def assert_same(actual: dict[str, Any], expected: dict[str, Any], part: str) -> None:
     assert list(actual[part]) == list(expected[part])
     for key, value in expected[part].items():

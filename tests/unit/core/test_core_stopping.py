@@ -91,6 +91,7 @@ def outcomes(multi, single, n=256):
         (0.0, 0.5, 1.0),
         (0.0, 0.49, 0.0),  # the whole network got worse, also against its own attack
         (0.25, 0.9, 0.0),  # upper end 0.31 of the interval is over half of 0.4
+        (0.18, 0.9, 0.0),  # below half itself, but its upper end 0.23 is not
         (0.12, 0.9, 1.0),  # upper end 0.17
         (0.5, 0.9, 0.0),
     ],
@@ -110,6 +111,21 @@ def test_the_guard_by_hand(multi, single, fires):
 def test_the_guard_attacks_in_the_same_ball(norm):
     attack = guard_attack(PGD(eps=0.05, step_size=0.06, num_steps=1, norm=norm, loss="kl"))
     assert (attack.eps, attack.norm, attack.num_steps, attack.loss) == (0.05, norm, 10, "ce")
+    assert (attack.step_size, attack.init) == (0.0125, "uniform")
+
+
+def test_the_guard_watches_the_trained_network_not_its_average(monkeypatch):
+    trainer = Trainer(tiny_run(attack=SINGLE, training=replace(GUARDED, epochs=1, ema_decay=0.9)))
+    watched, evaluate = {}, trainer._evaluate
+
+    def note(net, split, attacks, limit):
+        watched[tuple(attacks)] = net
+        return evaluate(net, split, attacks, limit)
+
+    monkeypatch.setattr(trainer, "_evaluate", note)
+    trainer.run_epoch()
+    assert watched["multi_step", "single_step"] is trainer.net
+    assert watched["robust",] is trainer.average.net
 
 
 def test_a_run_stops_where_the_guard_fires_and_is_measured_there(monkeypatch):
