@@ -36,7 +36,7 @@ from morel_core.models import build_net
 from morel_core.optim import learning_rate, make_optimizer, set_learning_rate
 from morel_core.precision import EncoderPasses
 from morel_core.seeding import sliced_randn
-from morel_core.statistics import paired_t
+from morel_core.statistics import FEWEST_PAIRS, paired_t
 from morel_core.step import train_step
 
 MARGIN = 0.02
@@ -97,13 +97,16 @@ def run(contender: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def verdict(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Fast minus published over the seeds: mean, 95 % interval (paired t), and the margin."""
+    """Fast minus published over the seeds: mean, 95 % interval (paired t), and the margin.
+
+    Empty until there are as many seeds of both as a t-test takes.
+    """
     by = {
         name: {r["seed"]: r["robust_accuracy"] for r in runs if r["contender"] == name}
         for name in CONTENDERS
     }
     seeds = sorted(set(by["fast"]) & set(by["published"]))
-    if len(seeds) < 2:
+    if len(seeds) < FEWEST_PAIRS:
         return {}
     pairs = [(by["fast"][seed], by["published"][seed]) for seed in seeds]
     paired = paired_t(*zip(*pairs, strict=True))

@@ -4,7 +4,9 @@
 
 The raw passes: 20 × (forward + input gradient), one forward for the clean images and one for the
 adversarial ones, in the memory layout in which the evaluation runs its attack. All images count as
-right when clean, so that none is left out of the attack.
+right when clean, so that none is left out of the attack. An evaluation takes the network's hash
+once, 0.06 s for a ResNet-18: on a GPU that is a tenth of a single batch, and next to nothing of
+``--batches``, as many as the recipes hold out.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", choices=MODELS, default="wrn-16-2")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
@@ -43,21 +46,22 @@ def main() -> None:
     device = torch.device(args.device)
     net = build_net(MODELS[args.model], num_classes=10, shape=SHAPE, seed=args.seed).to(device)
     draws = generator("cpu", args.seed, "batch")
-    x = torch.rand(args.batch_size, *SHAPE, generator=draws).to(device)
+    x = torch.rand(args.batches * args.batch_size, *SHAPE, generator=draws).to(device)
+    batches = x.split(args.batch_size)
     with attack_mode(net), torch.no_grad():
-        y = net(x).argmax(1)
+        y = torch.cat([net(batch).argmax(1) for batch in batches])
+    laid_out = [evaluation_layout(net, batch) for batch in batches]
     ones = torch.ones(args.batch_size, 10, device=device)
-
-    laid_out = evaluation_layout(net, x)
 
     def raw() -> None:
         with attack_mode(net), full_precision(device):
-            for _ in range(ATTACK.num_steps):
-                moving = laid_out.detach().requires_grad_()
-                torch.autograd.grad(net(moving), moving, ones)
-            with torch.no_grad():
-                net(x)
-                net(laid_out)
+            for batch, attacked in zip(batches, laid_out, strict=True):
+                for _ in range(ATTACK.num_steps):
+                    moving = attacked.detach().requires_grad_()
+                    torch.autograd.grad(net(moving), moving, ones)
+                with torch.no_grad():
+                    net(batch)
+                    net(attacked)
 
     def ours() -> None:
         evaluate(net, x, y, {ATTACK.name: ATTACK}, batch_size=args.batch_size)

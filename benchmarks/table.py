@@ -55,6 +55,7 @@ def step_rows(result: dict[str, Any]) -> list[list[str]]:
                 cell(ratios["ours / floor"]),
                 cell(ratios["published / ours"]),
                 cell(ratios.get("published_same / ours")),
+                cell(ratios.get("ours_plain / ours")),
                 f"{row['images_per_second']['ours']:.{'1f' if used is None else '0f'}}",
                 "–" if used is None else f"{used['ours']:.0%} of {used['of']}",
                 f"{row['peak_mib']['ours']:.0f} / {row['peak_mib']['published']:.0f}",
@@ -70,6 +71,7 @@ STEP_HEAD = [
     "step ÷ its raw passes",
     "speed-up on the published step",
     "… given the same passes",
+    "speed-up on our own plain passes",
     "images/s",
     "of the peak FLOP/s",
     "peak MiB, ours / published",
@@ -90,6 +92,14 @@ def performance(results: Path = RESULTS) -> str:
             evaluations.append(
                 f"Evaluation with {result['attack']} takes {cell(result['ratio'])} times its raw "
                 f"passes ({where(result)}, n = {result['n']}, `{path.name}`)."
+            )
+        elif result.get("benchmark") == "loader":
+            shares = [
+                f"{cell({k: 100 * v for k, v in row['share'].items()})} % of a step of `{name}`"
+                for name, row in result["recipes"].items()
+            ]
+            evaluations.append(
+                f"Loading a batch takes {', '.join(shares)} ({where(result)}, `{path.name}`)."
             )
         elif result.get("benchmark") == "attacks":
             times = {name: cell(value) for name, value in result["ratio"].items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure, published, table
+from benchmarks import accuracy, measure, published, table
 from morel_core import PGD, MorelObjective, ObjectiveConfig, OptimizerConfig
 from morel_core.models import WideResNetConfig, build_net
 from morel_core.optim import make_optimizer
@@ -41,7 +41,7 @@ class Refuse:
                                       "optuna", "rich", "timm", "pyautoattack"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import benchmarks.step, benchmarks.evaluation
+import benchmarks.step, benchmarks.evaluation, benchmarks.accuracy
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
     done = subprocess.run(
@@ -51,8 +51,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
     assert "morel_core" in json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("accuracy", ["trades", "mart", "loat", "at"])
-def test_the_published_twin_computes_our_step(accuracy):
+@pytest.mark.parametrize("objective_name", ["trades", "mart", "loat", "at"])
+def test_the_published_twin_computes_our_step(objective_name):
     net = build_net(
         WideResNetConfig(depth=10, widen_factor=1, embed_dim=8),
         num_classes=4,
@@ -65,7 +65,7 @@ def test_the_published_twin_computes_our_step(accuracy):
         shape=(3, 8, 8),
         seed=0,
     ).double()
-    config = ObjectiveConfig(accuracy=accuracy, alpha=1.0)
+    config = ObjectiveConfig(accuracy=objective_name, alpha=1.0)
     pgd = PGD(eps=0.06, step_size=0.02, num_steps=2, loss=config.attack_loss)
     settings = OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.0)
     draws = torch.Generator().manual_seed(0)
@@ -82,6 +82,19 @@ def test_the_published_twin_computes_our_step(accuracy):
     theirs = dict(twin.named_parameters())
     for name, parameter in net.named_parameters():
         assert (parameter - theirs[name]).abs().max() < 1e-8, name
+
+
+def test_seeds_are_compared_once_there_are_enough():
+    runs = []
+    for seed in range(3):
+        for contender, robust in (("fast", 0.41 + 0.01 * seed), ("published", 0.41)):
+            assert accuracy.verdict(runs) == {}
+            numbers = {"clean_accuracy": 0.8, "robust_accuracy": robust}
+            runs.append({"contender": contender, "seed": seed, **numbers})
+    verdict = accuracy.verdict(runs)
+    assert verdict["seeds"] == 3
+    assert verdict["mean"] == pytest.approx(0.01)
+    assert verdict["within"]
 
 
 def test_interleaving_gives_every_contender_every_round():
