@@ -93,6 +93,8 @@ def performance(results: Path = RESULTS) -> str:
                 f"Evaluation with {result['attack']} takes {cell(result['ratio'])} times its raw "
                 f"passes ({where(result)}, n = {result['n']}, `{path.name}`)."
             )
+        elif result.get("benchmark") == "accuracy" and result["difference"]:
+            evaluations.append(trained(result, path.name))
         elif result.get("benchmark") == "loader":
             shares = [
                 f"{cell({k: 100 * v for k, v in row['share'].items()})} % of a step of `{name}`"
@@ -110,6 +112,19 @@ def performance(results: Path = RESULTS) -> str:
                 f"n = {result['n']}, `{path.name}`)."
             )
     return "\n\n".join([*parts, *evaluations])
+
+
+def trained(result: dict[str, Any], name: str) -> str:
+    """What became of the networks that the fast and the published step trained."""
+    asked, found = result["config"], result["difference"]
+    images, within = result["runs"][0]["num_train"], "within" if found["within"] else "beyond"
+    return (
+        f"Held-out robust accuracy of {asked['model']} after {asked['epochs']} epochs of "
+        f"{images:,} images with {asked['objective'].upper()}, fast step less published: "
+        f"{found['mean']:+.3f} [{found['low']:+.3f} to {found['high']:+.3f}], {found['seeds']} "
+        f"seeds; the mean is {within} the margin of {found['margin']} that was stated beforehand "
+        f"({where(result)}, `{name}`)."
+    )
 
 
 REPLAY_HEAD = [

@@ -95,6 +95,18 @@ def test_seeds_are_compared_once_there_are_enough():
     assert verdict["seeds"] == 3
     assert verdict["mean"] == pytest.approx(0.01)
     assert verdict["within"]
+    told = table.trained(
+        {
+            "config": {"model": "resnet18", "epochs": 6, "objective": "trades"},
+            "runs": [{"num_train": 8000}],
+            "difference": verdict,
+            "versions": {"torch": "2"},
+            "hardware": {"device": "a GPU", "threads": 1, "clock": "wall"},
+        },
+        "a.json",
+    )
+    assert "8,000 images with TRADES, fast step less published: +0.010 [" in told
+    assert "3 seeds; the mean is within the margin of 0.02" in told
 
 
 def test_interleaving_gives_every_contender_every_round():
