@@ -48,9 +48,7 @@ def measure(recipe: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure every recipe, print as it goes, write after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--recipes", nargs="+", default=["digits", "cifar10_resnet18", "cifar10_resnet18_strong"]
-    )
+    parser.add_argument("--recipes", nargs="+", default=["digits", "cifar10_resnet18"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
