@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from morel_core.config import DataConfig
 from morel_core.data.base import Official, TensorSource
@@ -20,16 +24,8 @@ def digits(config: DataConfig) -> Official:
     There is no official test set: a fixed, class-balanced 20 % (359 images) stands in for it,
     whatever ``split_seed`` says, so that the numbers of different splits compare.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MorelError(
-            f"data.name = {config.name!r} needs scikit-learn: pip install scikit-learn"
-        ) from error
-    bunch: Any = load_digits()
-    grey = torch.as_tensor(bunch["images"], dtype=torch.float64)
+    grey, labels = _read(config)
     images = (grey * (255 / 16)).round().to(torch.uint8).unsqueeze(1)
-    labels = torch.as_tensor(bunch["target"], dtype=torch.int64)
     order = stratified_order(labels, "digits", "test")
     num_test = round(TEST_FRACTION * len(labels))
     whole = TensorSource(images, labels)
@@ -38,3 +34,19 @@ def digits(config: DataConfig) -> Official:
         test=whole.subset(order[:num_test].sort().values),
         num_classes=10,
     )
+
+
+def _read(config: DataConfig) -> tuple[Tensor, Tensor]:
+    """Grey values (1797, 8, 8) float64 and labels (1797,) int64, as `load_digits` returns them.
+
+    From the package's file: its import takes longer than a small training, in every process.
+    """
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise MorelError(
+            f"data.name = {config.name!r} needs scikit-learn: pip install scikit-learn"
+        )
+    folder = Path(package.submodule_search_locations[0])
+    with gzip.open(folder / "datasets" / "data" / "digits.csv.gz", "rt") as table:
+        rows = torch.from_numpy(np.loadtxt(table, delimiter=","))
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].long()
