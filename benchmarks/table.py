@@ -6,6 +6,7 @@ python -m benchmarks.table
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,20 @@ def performance(results: Path = RESULTS) -> str:
 
 def trained(result: dict[str, Any], name: str) -> str:
     """What became of the networks that the fast and the published step trained."""
-    asked, found = result["config"], result["difference"]
-    images, within = result["runs"][0]["num_train"], "within" if found["within"] else "beyond"
+    asked, found, runs = result["config"], result["difference"], result["runs"]
+    robust = {
+        contender: statistics.mean(r["robust_accuracy"] for r in runs if r["contender"] == contender)
+        for contender in ("fast", "published")
+    }
+    net = "the digits' network" if asked["data"] == "digits" else asked["model"]
+    difference, low, high = (f"{100 * found[key]:+.2f}" for key in ("mean", "low", "high"))
+    within = "within" if found["within"] else "beyond"
     return (
-        f"Held-out robust accuracy of {asked['model']} after {asked['epochs']} epochs of "
-        f"{images:,} images with {asked['objective'].upper()}, fast step less published: "
-        f"{found['mean']:+.3f} [{found['low']:+.3f} to {found['high']:+.3f}], {found['seeds']} "
-        f"seeds; the mean is {within} the margin of {found['margin']} that was stated beforehand "
-        f"({where(result)}, `{name}`)."
+        f"Held-out robust accuracy of {net} after {asked['epochs']} epochs of "
+        f"{runs[0]['num_train']:,} images with {asked['objective'].upper()}: {robust['fast']:.1%} "
+        f"with the fast step, {robust['published']:.1%} with the published, {difference} points "
+        f"[{low} to {high}], {found['seeds']} seeds; the mean is {within} the margin of "
+        f"{100 * found['margin']:g} points that was stated beforehand ({where(result)}, `{name}`)."
     )
 
 

@@ -1,5 +1,6 @@
 """The benchmarks need torch alone, their twin is a twin, and README shows what was measured."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -97,16 +98,28 @@ def test_seeds_are_compared_once_there_are_enough():
     assert verdict["within"]
     told = table.trained(
         {
-            "config": {"model": "resnet18", "epochs": 6, "objective": "trades"},
-            "runs": [{"num_train": 8000}],
+            "config": {"data": "a.npz", "model": "resnet18", "epochs": 6, "objective": "trades"},
+            "runs": [{**run, "num_train": 8000} for run in runs],
             "difference": verdict,
             "versions": {"torch": "2"},
             "hardware": {"device": "a GPU", "threads": 1, "clock": "wall"},
         },
         "a.json",
     )
-    assert "8,000 images with TRADES, fast step less published: +0.010 [" in told
-    assert "3 seeds; the mean is within the margin of 0.02" in told
+    assert "8,000 images with TRADES: 42.0% with the fast step, 41.0% with the published" in told
+    assert "+1.00 points [" in told
+    assert "3 seeds; the mean is within the margin of 2 points" in told
+
+
+def test_accuracies_of_both_steps_from_the_same_images():
+    args = argparse.Namespace(
+        device="cpu", threads=None, data="digits", holdout=1300, objective="mart",
+        batch_size=64, epochs=1, model="resnet18",
+    )  # fmt: skip
+    fast, slow = (accuracy.run(contender, 0, args) for contender in accuracy.CONTENDERS)
+    assert {run["num_train"] for run in (fast, slow)} == {138}
+    assert fast["data"] == slow["data"]
+    assert all(0 <= run["robust_accuracy"] <= run["clean_accuracy"] <= 1 for run in (fast, slow))
 
 
 def test_interleaving_gives_every_contender_every_round():
