@@ -30,22 +30,23 @@ from orchestrator.search.space import load_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-SPACE = """
+EPOCHS = 8
+SPACE = f"""
 recipe: digits
 overrides:
-  training.epochs: 3
+  training.epochs: {EPOCHS}
   model.width: 4
-  data: {holdout: 60, train_size: 320, test_size: 60}
+  data: {{holdout: 60, train_size: 320, test_size: 60}}
   attack.num_steps: 2
   evaluation.attack.num_steps: 3
   checkpoint.every_seconds: 0
-scheduler: {name: none}
+scheduler: {{name: none}}
 num_trials: 4
-ladder: {verify: {top: 2, attacks: [apgd-ce]}}
+ladder: {{verify: {{top: 2, attacks: [apgd-ce]}}}}
 parameters:
-  objective.alpha: {type: float, low: 1.0e-6, high: 1.0, log: true}
+  objective.alpha: {{type: float, low: 1.0e-6, high: 1.0, log: true}}
 baselines:
-  paper: {objective.alpha: 1.0e-5}
+  paper: {{objective.alpha: 1.0e-5}}
 """
 
 
@@ -126,18 +127,30 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     seen: list[list[str]] = []
 
+    def stopped_at(driver: subprocess.Popen[bytes], moment: Callable[[Path], bool]) -> bool:
+        """Whether the moment is there, and stays until the kill: the driver is suspended then."""
+        if not moment(storage):
+            return False
+        driver.send_signal(signal.SIGSTOP)
+        if moment(storage):
+            return True
+        driver.send_signal(signal.SIGCONT)
+        return False
+
     def kill_when(moment: Callable[[Path], bool]) -> None:
         known, began, recovered = epochs(storage), time.monotonic(), 0.0
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.time() + 200
-        while not moment(storage):
-            if not recovered and epochs(storage) > known:
-                recovered = time.monotonic() - began
-            assert driver.poll() is None, "the search ended before it could be killed"
-            assert time.time() < deadline
-            time.sleep(0.02)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+        try:
+            while not stopped_at(driver, moment):
+                if not recovered and epochs(storage) > known:
+                    recovered = time.monotonic() - began
+                assert driver.poll() is None, "the search ended before it could be killed"
+                assert time.time() < deadline
+                time.sleep(0.02)
+        finally:
+            driver.kill()
+            driver.wait()
         print(f"\n{recovered:.1f} s from the command to its first epoch")
         seen.append([event["run_id"] + event["key"] for event in journal(storage)])
 
@@ -156,7 +169,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
 def test_every_trial_is_trained_to_its_end(killed: Killed) -> None:
     trials = killed.printed["trials"]
     assert [trial["number"] for trial in trials] == [1, 2, 3, 4]
-    assert {trial["stop_reason"] for trial in trials} == {"all 3 epochs trained"}
+    assert {trial["stop_reason"] for trial in trials} == {f"all {EPOCHS} epochs trained"}
     assert killed.printed["winner"] in [trial["run_id"] for trial in trials]
 
 
@@ -186,7 +199,7 @@ def test_mlflow_has_each_run_once(killed: Killed) -> None:
     for run in runs:
         if run.data.tags["morel.kind"] == "trial":
             history = client.get_metric_history(run.info.run_id, "holdout.clean")
-            assert sorted(point.step for point in history) == [1, 2, 3]
+            assert sorted(point.step for point in history) == list(range(1, EPOCHS + 1))
 
 
 def test_the_searcher_knows_all_trials(killed: Killed) -> None:
