@@ -119,7 +119,9 @@ def trained(result: dict[str, Any], name: str) -> str:
     """What became of the networks that the fast and the published step trained."""
     asked, found, runs = result["config"], result["difference"], result["runs"]
     robust = {
-        contender: statistics.mean(r["robust_accuracy"] for r in runs if r["contender"] == contender)
+        contender: statistics.mean(
+            r["robust_accuracy"] for r in runs if r["contender"] == contender
+        )
         for contender in ("fast", "published")
     }
     net = "the digits' network" if asked["data"] == "digits" else asked["model"]
