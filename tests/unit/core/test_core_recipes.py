@@ -11,12 +11,14 @@ from morel_core import (
     AttackConfig,
     AwpConfig,
     ConfigError,
+    EvaluationConfig,
     ObjectiveConfig,
     OptimizerConfig,
     Trainer,
     TrainingConfig,
 )
 from morel_core.attacks.ball import outside
+from morel_core.models import DigitsCnnConfig
 
 OBJECTIVES = [
     ObjectiveConfig(accuracy=accuracy, morel=morel, alpha=0.1)
@@ -24,6 +26,7 @@ OBJECTIVES = [
     for morel in (True, False)
 ]
 L2 = AttackConfig(norm="l2", eps=0.5, step_size=0.2, num_steps=2)
+CHEAP = AttackConfig(eps=0.05, step_size=0.05, num_steps=1, loss="ce")
 
 
 def lasting(metrics):
@@ -45,13 +48,17 @@ def test_l2_training(objective):
     assert history[1]["loss.total"] < history[0]["loss.total"]
 
 
-@pytest.fixture
-def extra(tmp_path):
-    path = tmp_path / "extra.npz"
+def write_extra(folder):
+    path = folder / "extra.npz"
     draws = np.random.default_rng(0)
     images = draws.integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
     np.savez(path, image=images, label=draws.integers(0, 3, 11))
     return str(path)
+
+
+@pytest.fixture
+def extra(tmp_path):
+    return write_extra(tmp_path)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -142,3 +149,105 @@ def test_refusals(settings, message):
     with pytest.raises(ConfigError) as caught:
         replace(tiny_run().data, **settings)
     assert str(caught.value).startswith(message)
+
+
+AT = ObjectiveConfig(accuracy="at", alpha=0.1)
+LOAT = ObjectiveConfig(accuracy="loat", loat_lore=True)
+CROP = {"augmentation": "crop"}
+EXTRA = {"extra": "here", "extra_ratio": 0.5}
+SGD = OptimizerConfig(lr=0.05)
+CHEBYSHEV = replace(AT, scalarisation="smooth_chebyshev")
+ALONE = {
+    "data.augmentation": ({"data": CROP}, {"data": {"augmentation": "crop_flip"}}),
+    "data.crop_padding": ({"data": CROP}, {"data": {**CROP, "crop_padding": 1}}),
+    "data.erasing": ({}, {"data": {"erasing": 0.5}}),
+    "data.extra": ({}, {"data": EXTRA}),
+    "data.extra_ratio": ({"data": EXTRA}, {"data": {**EXTRA, "extra_ratio": 0.25}}),
+    "data.cutmix": (
+        {"objective": replace(AT, morel=False)},
+        {"objective": replace(AT, morel=False), "data": {"cutmix": 1.0}},
+    ),
+    **{
+        f"objective.{key}": ({"objective": base}, {"objective": replace(base, **{key: value})})
+        for base, settings in (
+            (
+                AT,
+                {
+                    "preference": (0.5, 0.5), "gamma": 0.5, "scalarisation": "chebyshev",
+                    "alignment": False, "alpha": 0.5, "temperature": 1.0, "label_smoothing": 0.1,
+                    "features": "both", "morel": False, "accuracy": "mart",
+                },
+            ),
+            (CHEBYSHEV, {"mu": 1.0, "reference": (0.5, 0.0)}),
+            (ObjectiveConfig(alpha=0.1), {"beta": 1.0}),
+            (
+                LOAT,
+                {
+                    "loat_base": "trades", "loat_measure": "kl", "loat_theta": 0.1,
+                    "loat_lore": False, "loat_gamma": 1.0, "loat_early_epochs": 0,
+                },
+            ),
+        )
+        for key, value in settings.items()
+    },
+    **{
+        f"attack.{key}": ({"attack": base}, {"attack": replace(base, **{key: value})})
+        for base in (AttackConfig(eps=0.05, step_size=0.02, num_steps=2),)
+        for key, value in {
+            "norm": "l2", "eps": 0.03, "step_size": 0.01, "num_steps": 3, "init": "uniform",
+            "init_scale": 0.01, "loss": "ce",
+        }.items()
+    },
+    **{
+        f"optimizer.{key}": ({"optimizer": SGD}, {"optimizer": replace(SGD, **{key: value})})
+        for key, value in {
+            "name": "adamw", "lr": 0.01, "momentum": 0.5, "nesterov": True, "weight_decay": 0.1,
+            "no_decay_on_norm_and_bias": True, "schedule": "cosine", "warmup_epochs": 1,
+            "clip_norm": 0.01,
+        }.items()
+    },
+    **{
+        f"training.{key}": ({}, {"training": {key: value}})
+        for key, value in {
+            "batch_size": 8, "precision": "bf16", "published_batchnorm": True, "micro_batches": 2,
+            "ema_decay": 0.5, "awp": AwpConfig(gamma=0.05),
+        }.items()
+    },
+    "model.dropout": ({}, {"model": {"dropout": 0.5}}),
+    "model.attention": ({}, {"model": {"attention": False}}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network_of(tmp_path_factory):
+    """The network after two steps with some settings, which are run once."""
+    path = write_extra(tmp_path_factory.mktemp("extra"))
+    seen = {}
+
+    def network(sections):
+        data = dict(sections.get("data", {}))
+        if "extra" in data:
+            data["extra"] = path
+        config = tiny_run(
+            **{k: v for k, v in sections.items() if k in ("objective", "attack", "optimizer")},
+            data=replace(tiny_run().data, num_train=62, **data),
+            model=DigitsCnnConfig(width=4, embed_dim=8, norm="batch", **sections.get("model", {})),
+            training=TrainingConfig(
+                **{"epochs": 1, "batch_size": 16, **sections.get("training", {})}
+            ),
+            evaluation=EvaluationConfig(attack=CHEAP, num_images=1),
+        )
+        if repr(config) not in seen:
+            trainer = Trainer(config)
+            trainer.run_epoch()
+            seen[repr(config)] = trainer.network.state_dict()
+        return seen[repr(config)]
+
+    return network
+
+
+@pytest.mark.parametrize("option", ALONE)
+def test_no_option_is_ignored(option, network_of):
+    """Each by itself leads to another network, statistics of BatchNorm included."""
+    without, with_it = map(network_of, ALONE[option])
+    assert any(not torch.equal(with_it[key], v) for key, v in without.items() if key in with_it)
