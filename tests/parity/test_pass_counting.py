@@ -172,5 +172,6 @@ def test_passes_of_a_run(name: str) -> None:
         head=BATCH * (ATTACK_STEPS + 1 + (4 if name == "awp" else 2)),
     )
     assert each[1:] == [expected, expected]
-    assert each[0].forward >= expected.forward
+    shares = 4 * 2 * BATCH  # of four terms, each through one batch or both
+    assert expected.backward < each[0].backward <= expected.backward + shares
     assert counts.forward == sum(seen.forward for seen in each), "none between the steps"
