@@ -232,12 +232,14 @@ class ModeSpy(nn.Module):
         return x
 
 
-def test_the_network_attacked_is_in_eval_mode() -> None:
+def test_the_network_attacked_is_in_eval_mode_and_keeps_nothing_for_its_weights() -> None:
     spy = ModeSpy()
     net = nn.Sequential(spy, nn.Flatten(), nn.Linear(108, 4).double()).train()
+    flags: list[bool] = []
+    net[2].register_forward_pre_hook(lambda layer, _: flags.append(layer.weight.requires_grad))
     x, y, noise = small_batch(3)
     PGD(eps=0.1, step_size=0.05, num_steps=2, loss="kl")(net, x, y, noise=noise)
-    assert spy.seen == [False] * 3
+    assert spy.seen == flags == [False] * 3
     assert spy.training
 
 
