@@ -140,7 +140,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     def kill_when(moment: Callable[[Path], bool]) -> None:
         known, began, recovered = epochs(storage), time.monotonic(), 0.0
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        deadline = time.time() + 200
+        deadline = time.time() + 400
         try:
             while not stopped_at(driver, moment):
                 if not recovered and epochs(storage) > known:
