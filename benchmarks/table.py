@@ -96,6 +96,8 @@ def performance(results: Path = RESULTS) -> str:
             )
         elif result.get("benchmark") == "accuracy" and result["difference"]:
             evaluations.append(trained(result, path.name))
+        elif result.get("benchmark") == "attention":
+            evaluations.append(attention(result, path.name))
         elif result.get("benchmark") == "loader":
             shares = [
                 f"{cell({k: 100 * v for k, v in row['share'].items()})} % of a step of `{name}`"
@@ -113,6 +115,18 @@ def performance(results: Path = RESULTS) -> str:
                 f"n = {result['n']}, `{path.name}`)."
             )
     return "\n\n".join([*parts, *evaluations])
+
+
+def attention(result: dict[str, Any], name: str) -> str:
+    """What the number of classes costs."""
+    more = {n: cell(value) for n, value in result["to 10 classes"].items()}
+    loop = {n: cell(value) for n, value in result["loop / masked"].items()}
+    return (
+        f"Class-adaptive attention over {result['rows']} rows, forward and backward, takes "
+        f"{more['100']} times as long with 100 classes as with 10, {more['1000']} times with "
+        f"1,000; a call for each class {loop['10']}, {loop['100']} and {loop['1000']} times as "
+        f"long as ours ({where(result)}, n = {result['n']}, `{name}`)."
+    )
 
 
 def trained(result: dict[str, Any], name: str) -> str:

@@ -42,7 +42,7 @@ class Refuse:
                                       "optuna", "rich", "timm", "pyautoattack"):
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import benchmarks.step, benchmarks.evaluation, benchmarks.accuracy
+import benchmarks.step, benchmarks.evaluation, benchmarks.accuracy, benchmarks.attention
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
     done = subprocess.run(
