@@ -70,9 +70,12 @@ class Attack(Protocol):
 
 
 def size_label(size: float) -> str:
-    """``8-255`` for 8/255, else the decimal number: ε or a step size as part of a metric's name."""
+    """``8-255`` for 8/255, else the decimal number: ε or a step size as part of a metric's name.
+
+    From 1 on, as ℓ2 balls may be, it is no level of a pixel.
+    """
     level = size * 255
-    if abs(level - round(level)) < 1e-6:
+    if size < 1 and abs(level - round(level)) < 1e-6:
         return f"{round(level)}-255"
     return f"{size:.4g}"
 

@@ -35,9 +35,10 @@ class Ball:
 
     def radius(self, share: float = 1.0) -> str:
         """So much of the radius for a command line, ``8/255`` where it is such a number."""
-        level = 255 * share * self.eps
-        whole = abs(level - round(level)) < 1e-6
-        return f"{round(level)}/255" if whole else f"{share * self.eps:.6g}"
+        size = share * self.eps
+        level = 255 * size
+        whole = size < 1 and abs(level - round(level)) < 1e-6
+        return f"{round(level)}/255" if whole else f"{size:.6g}"
 
     def attacks(self, each: Measured) -> list[str]:
         """The attacks of an evaluation in this very ball."""

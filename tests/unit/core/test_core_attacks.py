@@ -195,6 +195,7 @@ def test_names_say_ball_and_eps(attack, name):
 
 def test_eps_8_255_and_0_031_are_told_apart():
     assert (size_label(8 / 255), size_label(0.031)) == ("8-255", "0.031")
+    assert (size_label(1.0), size_label(2.0), size_label(128 / 255)) == ("1", "2", "128-255")
 
 
 @pytest.mark.parametrize(

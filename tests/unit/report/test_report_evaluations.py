@@ -198,6 +198,7 @@ def test_a_radius_is_written_as_exactly_as_it_is():
     ball = Ball(norm="linf", eps=8 / 255)
     assert [ball.radius(share) for share in (0.5, 1, 1.5)] == ["4/255", "8/255", "12/255"]
     assert Ball(norm="l2", eps=0.1).radius() == "0.1"
+    assert Ball(norm="l2", eps=2.0).radius(0.5) == "1"
 
 
 def test_curves_are_those_of_training(later):
