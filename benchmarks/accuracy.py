@@ -3,7 +3,8 @@
     python -m benchmarks.accuracy --device cuda --data images.npz --model resnet18 --epochs 6 \\
         --out benchmarks/results/accuracy_gpu.json
     python -m benchmarks.accuracy --data digits --seeds 0 1 2 3 4 5 6 7 8 9 --epochs 30 \\
-        --batch-size 64 --holdout 500 --out benchmarks/results/accuracy_cpu_digits.json
+        --batch-size 64 --holdout 500 --threads 1 \\
+        --out benchmarks/results/accuracy_cpu_digits.json
 
 ``--data``: an npz with ``image`` (N, 32, 32, 3) uint8 and ``label`` (N,), whose last ``--holdout``
 images are held out; or ``digits``, scikit-learn's, with the network and the attack of its recipe.
@@ -24,13 +25,12 @@ import argparse
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import published
-from benchmarks.measure import record, settings, write
+from benchmarks.measure import parsed, record, settings, write
 from benchmarks.step import MODELS, SHAPE
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig, evaluate
 from morel_core.capture import CapturedAttack
@@ -204,12 +204,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each")
-    args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = parsed(parser)
     result: dict[str, Any] = {"benchmark": "accuracy", "runs": []}
     runs = [(contender, seed) for seed in args.seeds for contender in CONTENDERS]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import interleaved, ratio, record, settings, spread, write
+from benchmarks.measure import interleaved, parsed, ratio, record, settings, spread, write
 from benchmarks.step import MODELS, SHAPE
 from morel_core import PGD
 from morel_core.evaluation.measure import evaluation_layout
@@ -81,12 +80,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = parsed(parser)
     device = torch.device(args.device)
     net = build_net(MODELS[args.model], num_classes=10, shape=SHAPE, seed=args.seed).to(device)
     net.eval()

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import published
-from benchmarks.measure import interleaved, ratio, record, settings, spread, write
+from benchmarks.measure import interleaved, parsed, ratio, record, settings, spread, write
 from benchmarks.step import MODELS, SHAPE
 from morel_core.models import build_net
 from morel_core.seeding import generator
@@ -35,7 +35,7 @@ def contenders(args: argparse.Namespace, device: torch.device) -> dict[str, Call
         labels = torch.randint(classes, (args.rows,), generator=draws).to(device)
         for name, attend in (
             ("masked", net.attend),
-            ("loop", lambda z, y: published.attended(net, z, y)),
+            ("loop", partial(published.attended, net)),
         ):
 
             def call(
@@ -55,12 +55,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=10, help="calls in a round")
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = parsed(parser)
     device = torch.device(args.device)
     seconds = interleaved(
         contenders(args, device), device, rounds=args.rounds, steps=args.steps, warmup=1

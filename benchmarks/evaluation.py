@@ -12,12 +12,11 @@ once, 0.06 s for a ResNet-18: on a GPU that is a tenth of a single batch, and ne
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, ratio, record, settings, spread, write
+from benchmarks.measure import interleaved, parsed, ratio, record, settings, spread, write
 from benchmarks.step import MODELS, SHAPE
 from morel_core import PGD, evaluate
 from morel_core.attacks import attack_mode
@@ -37,12 +36,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = parsed(parser)
     device = torch.device(args.device)
     net = build_net(MODELS[args.model], num_classes=10, shape=SHAPE, seed=args.seed).to(device)
     draws = generator("cpu", args.seed, "batch")

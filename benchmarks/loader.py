@@ -9,12 +9,11 @@ the recipe's first epoch. CIFAR-10 is looked for where ``MOREL_DATA_ROOT`` says.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import interleaved, record, settings, spread, write
+from benchmarks.measure import interleaved, parsed, record, settings, spread, write
 from morel_core import Trainer
 from orchestrator.config import compose
 
@@ -50,11 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipes", nargs="+", default=["digits", "cifar10_resnet18"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = parsed(parser)
     result: dict[str, Any] = {"benchmark": "loader", "recipes": {}}
     for recipe in args.recipes:
         result["recipes"][recipe] = measure(recipe, args.rounds)

@@ -148,6 +148,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; adds ``--out``, and ``--threads``, which it sets."""
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    return args
+
+
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """How a benchmark was called; where its result went is nobody's concern."""
     return {key: value for key, value in vars(args).items() if key != "out"}

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -34,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import published
 from benchmarks.measure import (
     interleaved,
+    parsed,
     peak_bytes,
     peak_flops,
     ratio,
@@ -311,12 +311,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")
     parser.add_argument("--warmup", type=int, default=0, help="more steps before the first")
-    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None)
-    args = parser.parse_args()
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    args = parsed(parser)
     dynamo: Any = torch._dynamo.config  # never timed as compiled what torch gave up compiling
     dynamo.fail_on_recompile_limit_hit = True
     result: dict[str, Any] = {"benchmark": "step", "rows": []}

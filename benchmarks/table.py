@@ -27,16 +27,21 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
-def where(result: dict[str, Any], clock: str | None = None) -> str:
-    """One line on hardware, versions and clock; by default that of `measure.interleaved`."""
+def machine(result: dict[str, Any]) -> str:
+    """Hardware and version."""
     hardware = result["hardware"]
-    threads, clock = hardware["threads"], clock or hardware["clock"]
-    machine = (
+    threads = hardware["threads"]
+    name = (
         f"{hardware['cpu']['name']}, {threads} thread{'s' if threads > 1 else ''}"
         if hardware["device"] == "cpu"
         else hardware["device"]
     )
-    return f"{machine}, torch {result['versions']['torch']}, {clock} seconds"
+    return f"{name}, torch {result['versions']['torch']}"
+
+
+def where(result: dict[str, Any], clock: str | None = None) -> str:
+    """One line on hardware, version and clock; by default that of `measure.interleaved`."""
+    return f"{machine(result)}, {clock or result['hardware']['clock']} seconds"
 
 
 def step_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -146,7 +151,8 @@ def trained(result: dict[str, Any], name: str) -> str:
         f"{runs[0]['num_train']:,} images with {asked['objective'].upper()}: {robust['fast']:.1%} "
         f"with the fast step, {robust['published']:.1%} with the published, {difference} points "
         f"[{low} to {high}], {found['seeds']} seeds; the mean is {within} the margin of "
-        f"{100 * found['margin']:g} points that was stated beforehand ({where(result)}, `{name}`)."
+        f"{100 * found['margin']:g} points that was stated beforehand "
+        f"({machine(result)}, `{name}`)."
     )
 
 
