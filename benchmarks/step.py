@@ -2,7 +2,8 @@
 
     python -m benchmarks.step --out benchmarks/results/step_cpu.json
     python -m benchmarks.step --device cuda --model resnet18 wrn-34-10 --batch-size 128 \\
-        --precision fp32 bf16 --channels-last --compile --capture --rounds 10 --steps 10 \\
+        --precision fp32 bf16 --channels-last --compile --cudnn-benchmark --capture \\
+        --rounds 10 --steps 10 \\
         --out benchmarks/results/step_gpu.json
 
 Run from the repository's folder; needs torch alone. The contenders of a row:
@@ -11,9 +12,9 @@ Run from the repository's folder; needs torch alone. The contenders of a row:
   gradient), one natural forward for TRADES' target, forward and backward of the natural and of the
   adversarial batch, the optimiser.
 - ``ours``: `morel_core.step.train_step`, with its noise drawn.
-- ``published``: its literal twin in `benchmarks.published`: contiguous, not compiled, in fp32 with
-  torch's default of TF32 convolutions on CUDA.
-- bf16, channels-last, compiled or captured rows, where floor and ours run so, also have
+- ``published``: its literal twin in `benchmarks.published`: contiguous, not compiled, without
+  cuDNN's benchmark, in fp32 with torch's default of TF32 convolutions on CUDA.
+- bf16, channels-last, compiled, cudnn-benchmark or captured rows, where floor and ours run so, have
   ``published_same``, the published step given the same (but for the capture, which its copies from
   the host forbid), and ``ours_plain``, ours as published.
 """
@@ -31,6 +32,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import published
+from benchmarks.captured_step import CapturedStep
 from benchmarks.measure import (
     interleaved,
     parsed,
@@ -60,6 +62,7 @@ MODELS: dict[str, ModelConfig] = {
 OBJECTIVES = ("trades", "mart", "loat", "at")
 SETTINGS = OptimizerConfig(lr=1e-4)  # hundreds of steps on random images have to stay finite
 SHAPE = (3, 32, 32)
+PASSES = ("precision", "channels_last", "compile", "cudnn_benchmark")
 
 
 def attack_passes(pgd: PGD) -> Callable[..., Tensor]:
@@ -103,13 +106,13 @@ class Contenders:
         draws = generator("cpu", seed, "batch")
         self.x = torch.rand(batch_size, *SHAPE, generator=draws).to(device)
         self.y = torch.randint(classes, (batch_size,), generator=draws).to(device)
-        fast = {key: row[key] for key in ("precision", "channels_last", "compile")}
+        fast = {key: row[key] for key in PASSES}
         capture = row["capture"]
         default = "tf32" if device.type == "cuda" else "fp32"  # torch's, so the published code's
-        plain = {"precision": default, "channels_last": False, "compile": False}
+        plain = dict.fromkeys(PASSES, False) | {"precision": default}
         self.steps: dict[str, Callable[[], object]] = {
             "floor": self._floor(fast, capture),
-            "ours": self._ours(fast, capture),
+            "ours": self._captured(fast) if row["capture_step"] else self._ours(fast, capture),
             "published": self._published(plain),
         }
         if fast != plain or capture:
@@ -140,12 +143,22 @@ class Contenders:
 
         def step() -> Tensor:
             with passes.active():
-                noise = sliced_randn(
-                    self.seed, [self.batch_size], 0, SHAPE, self.x.dtype, self.device
-                )
-                return self.train(net, optimizer, noise, attack)
+                return self.train(net, optimizer, self._noise(), attack)
 
         return step
+
+    def _captured(self, settings: dict[str, Any]) -> Callable[[], object]:
+        net, passes = self._copy(settings)
+        captured = CapturedStep(net, self.objective, self.pgd, make_optimizer(SETTINGS, net))
+
+        def step() -> Tensor:
+            with passes.active():
+                return captured(self.x, self.y, self._noise())
+
+        return step
+
+    def _noise(self) -> Tensor:
+        return sliced_randn(self.seed, [self.batch_size], 0, SHAPE, self.x.dtype, self.device)
 
     def train(
         self, net: MorelNet, optimizer: Optimizer, noise: Tensor, attack: Callable[..., Tensor]
@@ -290,7 +303,9 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                             "precision": precision,
                             "channels_last": args.channels_last and not plain,
                             "compile": args.compile and not plain,
-                            "capture": args.capture,
+                            "cudnn_benchmark": args.cudnn_benchmark,
+                            "capture": args.capture or args.capture_step,
+                            "capture_step": args.capture_step,
                         }
                     )
     return found
@@ -306,7 +321,11 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=get_args(Precision), default=["fp32"])
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cudnn-benchmark", action="store_true")
     parser.add_argument("--capture", action="store_true", help="the attack as one CUDA graph")
+    parser.add_argument(
+        "--capture-step", action="store_true", help="losses and backward pass in that graph as well"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps of a contender in a round")

@@ -27,6 +27,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
+def folded(title: str, content: str) -> str:
+    """Markdown that shows its title until it is clicked."""
+    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"
+
+
 def machine(result: dict[str, Any]) -> str:
     """Hardware and version."""
     hardware = result["hardware"]
@@ -44,20 +49,45 @@ def where(result: dict[str, Any], clock: str | None = None) -> str:
     return f"{machine(result)}, {clock or result['hardware']['clock']} seconds"
 
 
+def passes(row: dict[str, Any]) -> str:
+    """How a step ran the network."""
+    how = [row["precision"]]
+    how += ["channels-last"] * row["channels_last"] + ["compiled"] * row["compile"]
+    how += ["cudnn-benchmark"] * row.get("cudnn_benchmark", False)
+    captured = "step" if row.get("capture_step") else "attack"
+    how += [f"captured {captured}"] * row.get("capture", False)
+    return ", ".join(how)
+
+
+SUMMARY_HEAD = ["where", "network", "classes", "passes", "TRADES", "MART", "LOAT", "AT"]
+
+
+def summary_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a network, number of classes and kind of passes."""
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in result["rows"]:
+        ratios = row["ratios"]
+        found.setdefault((row["model"], str(row["classes"]), passes(row)), {})[
+            row["objective"].upper()
+        ] = f"{ratios['published / ours']['median']:.2f} ({ratios['ours / floor']['median']:.2f})"
+    device = machine(result).partition(",")[0]
+    return [
+        [device, *key, *(cells.get(objective, "–") for objective in SUMMARY_HEAD[4:])]
+        for key, cells in found.items()
+    ]
+
+
 def step_rows(result: dict[str, Any]) -> list[list[str]]:
     """One line a row of the result."""
     lines: list[list[str]] = []
     for row in result["rows"]:
         ratios = row["ratios"]
-        how = [row["precision"]]
-        how += ["channels-last"] * row["channels_last"] + ["compiled"] * row["compile"]
-        how += ["captured attack"] * row.get("capture", False)
         used = row["flop_utilisation"]
         lines.append(
             [
                 f"{row['model']}, batch {row['batch_size']}",
                 f"{row['objective'].upper()}, {row['classes']} classes",
-                ", ".join(how),
+                passes(row),
                 cell(ratios["ours / floor"]),
                 cell(ratios["published / ours"]),
                 cell(ratios.get("published_same / ours")),
@@ -85,15 +115,17 @@ STEP_HEAD = [
 
 
 def performance(results: Path = RESULTS) -> str:
-    """README's block on speed: medians with the smallest and largest of n rounds."""
+    """README's block on speed: a summary, each number with its spread, and what else there is."""
+    summary: list[list[str]] = []
     parts: list[str] = []
     evaluations: list[str] = []
     for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text())
         if result.get("benchmark") == "step":
             rounds = sorted({row["n"] for row in result["rows"]})
-            note = f"{where(result)}; n = {', '.join(map(str, rounds))} (`{path.name}`):"
-            parts.append(f"{note}\n\n{table(STEP_HEAD, step_rows(result))}")
+            note = f"{where(result)}; n = {', '.join(map(str, rounds))} ({path.name})"
+            summary += summary_rows(result)
+            parts.append(folded(note, table(STEP_HEAD, step_rows(result))))
         elif result.get("benchmark") == "evaluation":
             evaluations.append(
                 f"Evaluation with {result['attack']} takes {cell(result['ratio'])} times its raw "
@@ -119,7 +151,7 @@ def performance(results: Path = RESULTS) -> str:
                 f"layout of an evaluation {times['ours_as_given']} ({where(result)}, "
                 f"n = {result['n']}, `{path.name}`)."
             )
-    return "\n\n".join([*parts, *evaluations])
+    return "\n\n".join([table(SUMMARY_HEAD, summary), *parts, *evaluations])
 
 
 def attention(result: dict[str, Any], name: str) -> str:

@@ -37,6 +37,7 @@ class EncoderPasses:
             for autocast of the encoder. fp64 networks stay fp64.
         channels_last: hand the images over in that layout, which the convolutions then keep.
         compile: through `torch.compile`, which happens at the first pass of each kind.
+        cudnn_benchmark: whether cuDNN times its algorithms and takes the fastest.
         micro_batches: slices in which a batch is passed in train mode, see `micro_batches`.
     """
 
@@ -47,11 +48,13 @@ class EncoderPasses:
         precision: Precision = "fp32",
         channels_last: bool = False,
         compile: bool = False,
+        cudnn_benchmark: bool = False,
         micro_batches: int = 1,
     ) -> None:
         self.net = net
         self.precision = precision
         self.channels_last = channels_last
+        self.cudnn_benchmark = cudnn_benchmark
         self.micro_batches = micro_batches
         self._encoder = torch.compile(net.encoder) if compile else net.encoder
 
@@ -71,13 +74,19 @@ class EncoderPasses:
 
     @contextmanager
     def active(self) -> Generator[None]:
-        """Inside, the net's encoder passes are these, and TF32 is used with "tf32" alone."""
+        """Inside, the net's encoder passes are these, and TF32 is used with "tf32" alone.
+
+        As for TF32, what the process had set for `cudnn_benchmark` does not count, and is put back.
+        """
+        cudnn: Any = torch.backends.cudnn
         before, self.net.encoder_passes = self.net.encoder_passes, self
+        benchmark, cudnn.benchmark = cudnn.benchmark, self.cudnn_benchmark
         try:
             with float32_arithmetic("tf32" if self.precision == "tf32" else "ieee"):
                 yield
         finally:
             self.net.encoder_passes = before
+            cudnn.benchmark = benchmark
 
 
 @contextmanager

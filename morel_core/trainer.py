@@ -227,6 +227,7 @@ class Trainer:
             precision=settings.precision,
             channels_last=settings.channels_last,
             compile=compile,
+            cudnn_benchmark=settings.cudnn_benchmark,
             micro_batches=settings.micro_batches,
         )
 

@@ -48,6 +48,11 @@ class TrainingConfig:
     """Memory layout of the encoder's passes; pays with bf16, and on GPUs."""
     compile: bool = False
     """torch.compile the encoder's passes: minutes at the start, then fewer and larger kernels."""
+    cudnn_benchmark: bool = False
+    """On CUDA, let cuDNN time its convolutions and take the fastest for each shape of a step.
+
+    It may choose otherwise in the next run, whose last bits then differ. Not measured here yet.
+    """
     capture_attack: bool = False
     """On CUDA, replay the training attack as one CUDA graph: for networks whose passes are shorter
     than the launching of their kernels. Takes the memory of one more pass."""

@@ -12,6 +12,7 @@ from parity_cases import assert_equal_to, small_batch, small_net, state
 from test_step_parity import OBJECTIVES
 from torch import Tensor
 
+from benchmarks.captured_step import CapturedStep
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig
 from morel_core.capture import CapturedAttack
 from morel_core.models import ResNetConfig, build_net
@@ -112,6 +113,25 @@ def test_a_captured_attack_is_the_attack_also_after_updates(loss: Any, norm: Any
     compare(small_net(seed=2, norm="batch").to(CUDA), *on_cuda(5, seed=9))  # other parameters
     assert net.training
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("accuracy", ["trades", "mart", "loat", "at"])
+def test_a_captured_step_trains_as_the_step_does(accuracy: Any) -> None:
+    net = small_net(seed=4, norm="batch").to(CUDA).train()
+    twin = copy.deepcopy(net)
+    objective = MorelObjective(ObjectiveConfig(accuracy=accuracy))
+    pgd = PGD(**BALL, loss=objective.attack_loss)
+    optimizer, other = (make_optimizer(OptimizerConfig(lr=0.05), each) for each in (net, twin))
+    captured = CapturedStep(twin, objective, pgd, other)
+    for seed in range(NUM_STEPS):
+        x, y, noise = on_cuda(8, seed)
+        terms, _ = train_step(
+            net, objective, pgd, optimizer, x, y, noise=noise, epoch=1, num_epochs=100
+        )
+        assert captured(x, y, noise).item() == pytest.approx(terms.total.item(), rel=1e-8)
+    theirs = state(twin)
+    for key, value in state(net).items():
+        assert_equal_to(theirs[key], value, 1e-8)
 
 
 def resnet(seed: int) -> MorelNet:

@@ -236,6 +236,28 @@ def test_tf32_is_what_the_config_says_in_every_pass_of_a_step(precision, convolu
         CONV.fp32_precision, MATMUL.fp32_precision = before
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_cudnn_times_its_algorithms_where_the_config_says_so(asked, monkeypatch):
+    """In attack, forward and backward passes, whatever the process had set."""
+    seen = set()
+
+    def note(out):
+        seen.add(torch.backends.cudnn.benchmark)
+        if out is not None and out.requires_grad:
+            out.register_hook(lambda _grad: note(None))
+
+    training = TrainingConfig(epochs=1, batch_size=16, cudnn_benchmark=asked)
+    trainer = Trainer(tiny_run(training=training))
+    convolution = trainer.net.encoder.get_submodule("features.0")
+    convolution.register_forward_hook(lambda _module, _inputs, out: note(out))
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+        seen.clear()
+        trainer.step(next(iter(trainer.batches.epoch(1))), None)
+        assert seen == {asked}
+        assert torch.backends.cudnn.benchmark == before
+
+
 def test_full_precision_puts_back_what_it_found():
     settings = torch.backends.cuda.matmul
     before = settings.fp32_precision

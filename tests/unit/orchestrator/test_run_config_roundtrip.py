@@ -191,6 +191,7 @@ def trainings(draw, single_step):
         precision=draw(st.sampled_from(get_args(Precision))),
         channels_last=draw(st.booleans()),
         compile=draw(st.booleans()),
+        cudnn_benchmark=draw(st.booleans()),
         capture_attack=draw(st.booleans()),
         published_batchnorm=published_batchnorm,
         ema_decay=draw(SHARE) if average == "ema" else None,
