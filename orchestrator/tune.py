@@ -278,7 +278,7 @@ def _fit(
             name=base.name,
             storage_path=base.storage_path,
             metric=search.objective.scalar,
-            mode=search.objective.mode,
+            mode="max",
             search_alg=source,
             scheduler=make_scheduler(search, watch.concurrent),
             num_samples=search.total_trials,

@@ -28,7 +28,7 @@ def aims(recorded: Recorded) -> list[tuple[str, str]]:
     if not search:
         return []
     rows = [
-        ("made better", _objective(recorded, search.get("objective", {}))),
+        ("made better", _objective(recorded)),
         ("kept to", ", ".join(search.get("objective", {}).get("constraints", []))),
         ("searcher", _algorithm(search.get("searcher", {}))),
         ("scheduler", _algorithm(search.get("scheduler", {}))),
@@ -62,11 +62,10 @@ def _count(recorded: Recorded) -> str:
     return f"{points} points, each in {cells} trials" if cells > 1 else f"{points} trials"
 
 
-def _objective(recorded: Recorded, objective: Mapping[str, Any]) -> str:
+def _objective(recorded: Recorded) -> str:
     found = METRICS.get(recorded.metric, recorded.metric)
     attack = recorded.trials[0].attack if recorded.trials else ""
-    less = " (less is better)" if objective.get("mode") == "min" else ""
-    return f"held-out {found}{less}{f', under {attack}' if attack else ''}, of the best epoch"
+    return f"held-out {found}{f', under {attack}' if attack else ''}, of the best epoch"
 
 
 def _algorithm(section: Mapping[str, Any]) -> str:

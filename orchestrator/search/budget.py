@@ -96,6 +96,5 @@ class Meter:
         if target is None:
             return False
         for best in ranked(self.search, trials)[:1]:
-            value = float(best.last[f"best_{goal.scalar}"])
-            return value >= target if goal.mode == "max" else value <= target
+            return float(best.last[f"best_{goal.scalar}"]) >= target
         return False

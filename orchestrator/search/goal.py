@@ -30,13 +30,12 @@ def values(goal: GoalConfig, report: Mapping[str, Any]) -> list[float] | None:
     return found if len(found) == len(keys) and all(map(math.isfinite, found)) else None
 
 
-def merit(goal: GoalConfig, found: list[float]) -> float:
+def merit(found: list[float]) -> float:
     """`values` as one number in [0, 1], to rank trials that were stopped at the same epoch.
 
     Of a trade-off the area that the point dominates.
     """
-    area = math.prod(found)
-    return min(1.0, max(0.0, area if goal.mode == "max" else 1.0 - area))
+    return min(1.0, max(0.0, math.prod(found)))
 
 
 def misses(goal: GoalConfig, report: Mapping[str, Any]) -> dict[Constraint, float]:

@@ -81,11 +81,6 @@ def check_scheduler(scheduler: SchedulerConfig, goal: GoalConfig, base: RunConfi
     both = goal.metric == "tradeoff" and name in ("asha", "hyperband", "median")
     allowed = "pareto, pbt or none with objective.metric: tradeoff; this one ranks by one number"
     check(not both, "scheduler.name", name, allowed)
-    upside_down = goal.mode == "min" and name != "none"
-    allowed = (
-        f"max with scheduler.name {name}: to it a trial that diverged, at 0, would be the best"
-    )
-    check(not upside_down, "objective.mode", goal.mode, allowed)
     grace = scheduler.grace_period
     allowed = f"at most training.epochs = {epochs}"
     check(grace is None or grace <= epochs, "scheduler.grace_period", grace, allowed)

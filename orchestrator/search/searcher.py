@@ -72,7 +72,7 @@ class SpaceSearcher(Searcher):
         known: Sequence[KnownTrial] = (),
         again: Mapping[int, Values] | None = None,
     ) -> None:
-        super().__init__(metric=config.objective.scalar, mode=config.objective.mode)
+        super().__init__(metric=config.objective.scalar, mode="max")
         self.total_trials = config.total_trials
         self._space: SearchSpace = config.space
         self._goal = config.objective
@@ -85,10 +85,9 @@ class SpaceSearcher(Searcher):
         self._open: dict[str, OpenTrial] = {}
         self._failed: dict[str, Values] = {}  # Tune may run these again after a restore
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        largest = config.objective.mode == "max"
-        direction = StudyDirection.MAXIMIZE if largest else StudyDirection.MINIMIZE
+        accuracies = 2 if config.objective.metric == "tradeoff" else 1
         self._study = optuna.create_study(
-            directions=[direction] * (2 if config.objective.metric == "tradeoff" else 1),
+            directions=[StudyDirection.MAXIMIZE] * accuracies,
             sampler=make_sampler(config),
             pruner=optuna.pruners.NopPruner(),  # Tune's scheduler decides who stops
         )
@@ -199,7 +198,7 @@ class SpaceSearcher(Searcher):
         Together at most 1 for one that came to its end, and more for any other.
         """
         if self._short(result):
-            return {UNFINISHED: 1 + 1 / (entry.epoch + goal.merit(self._goal, found))}
+            return {UNFINISHED: 1 + 1 / (entry.epoch + goal.merit(found))}
         misses = goal.misses(self._goal, result)
         return {str(bound): miss / len(misses) for bound, miss in misses.items()}
 

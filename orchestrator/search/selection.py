@@ -127,7 +127,7 @@ def ranked(search: SearchConfig, trials: Sequence[Trial]) -> list[Trial]:
     metric = f"best_{search.objective.metric}"
     return sorted(
         eligible(search, trials),
-        key=lambda trial: (_descending(search, trial.last[metric]), trial.number),
+        key=lambda trial: (-trial.last[metric], trial.number),
     )
 
 
@@ -164,15 +164,11 @@ def choose(search: SearchConfig, trials: Sequence[Trial]) -> Trial | None:
     return min(
         honest(verified) or verified,
         key=lambda trial: (
-            _descending(search, getattr(trial.verified, search.objective.scalar)),
+            -getattr(trial.verified, search.objective.scalar),
             trial.number,
         ),
         default=None,
     )
-
-
-def _descending(search: SearchConfig, value: float) -> float:
-    return -value if search.objective.mode == "max" else value
 
 
 def why_lost(trial: Trial, winner: Trial | None) -> str:

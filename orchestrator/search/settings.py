@@ -50,14 +50,10 @@ class GoalConfig:
 
     metric: Literal["robust_accuracy", "clean_accuracy", "tradeoff"] = "robust_accuracy"
     """tradeoff: clean and robust accuracy together; the result is their Pareto front."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more or less of it is better."""
     constraints: list[str] = field(default_factory=lambda: list[str]())
     """As in ``clean_accuracy >= 0.8``: trials that miss one do not win."""
 
     def __post_init__(self) -> None:
-        both = self.metric == "tradeoff"
-        check(not both or self.mode == "max", "mode", self.mode, "max with metric: tradeoff")
         for text in self.constraints:
             Constraint.parse(text)
 

@@ -124,7 +124,7 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """``key=value`` items for the search file, and those for the run of every trial.
 
     A key belongs to the search if its first part is a key of the search file. ``objective`` is in
-    both: ``objective.metric``, ``mode`` and ``constraints`` are the search's, all others the run's.
+    both: ``objective.metric`` and ``constraints`` are the search's, all others the run's.
     ``seed`` is the searcher's; ``overrides.seed`` is what the trials train with.
     """
     search_keys = [f.name for f in dataclasses.fields(SearchSettings)]

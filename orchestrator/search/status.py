@@ -140,9 +140,8 @@ def _entry(
 def _best(search: SearchConfig, trials: Sequence[Trial]) -> dict[str, Any] | None:
     """The measured trial of the highest rung with the best number so far."""
     key = f"best_{search.objective.scalar}"
-    sign = 1.0 if search.objective.mode == "max" else -1.0
     measured = [t for t in trials if t.measured and t.state in ("running", "finished", "stopped")]
-    best = max(measured, key=lambda t: (t.rung, sign * float(t.last[key])), default=None)
+    best = max(measured, key=lambda t: (t.rung, float(t.last[key])), default=None)
     if best is None:
         return None
     numbers = {name.removeprefix("best_"): best.last.get(name) for name in ACCURACIES}

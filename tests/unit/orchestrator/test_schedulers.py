@@ -312,12 +312,6 @@ def test_one_number_does_not_rank_a_tradeoff(search, name):
         check_scheduler(SchedulerConfig(name=other), GoalConfig(metric="tradeoff"), search.base)
 
 
-def test_the_worst_number_must_not_be_the_best(search):
-    with pytest.raises(ConfigError, match=r"objective\.mode = 'min'.*diverged"):
-        check_scheduler(SchedulerConfig(name="asha"), GoalConfig(mode="min"), search.base)
-    check_scheduler(SchedulerConfig(name="none"), GoalConfig(mode="min"), search.base)
-
-
 def test_more_brackets_than_milestones(search):
     settings = SchedulerConfig(name="hyperband", grace_period=3, reduction_factor=3, brackets=3)
     with pytest.raises(ConfigError, match=r"brackets = 3: at most 2: .*9 epochs .* 1 times"):

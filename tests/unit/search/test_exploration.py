@@ -161,7 +161,6 @@ def space_with(name, entry, extra=""):
             ["ladder.rungs=[{epoch: 1, num_steps: 2}, {epoch: 3}]"],
             r"scheduler\.name = 'pbt': asha, hyperband, pareto or none with evaluation rungs",
         ),
-        (["objective.mode=min"], r"objective\.mode = 'min'"),
         (["warm_start=[earlier]"], r"warm_start = "),
     ],
 )

@@ -264,8 +264,8 @@ TRUNK = "objective.alpha: {type: float, low: 1.0e-6, high: 1, log: true}"
         # the search itself
         (ALPHA + "objective: {metric: loss}", "objective.metric = 'loss': Invalid value 'loss'"),
         (
-            ALPHA + "objective: {mode: up}",
-            "objective.mode = 'up': Invalid value 'up', expected one",
+            ALPHA + "objective: {mode: max}",
+            "objective.mode = 'max': unknown key",
         ),
         (ALPHA + "searcher: {name: bayes}", "searcher.name = 'bayes': Invalid value 'bayes'"),
         (

@@ -187,7 +187,7 @@ def test_searcher_grid_enumerates_choices_and_repeats_nothing(load):
 def test_defaults_of_a_search_file(load):
     search = load(head="")
     assert search.name == "mine"
-    assert (search.objective.metric, search.objective.mode) == ("robust_accuracy", "max")
+    assert search.objective.metric == "robust_accuracy"
     assert (search.searcher.name, search.searcher.startup_trials) == ("tpe", 10)
     scheduler = search.scheduler
     assert (scheduler.name, scheduler.grace_period, scheduler.reduction_factor) == ("asha", 3, 2)

@@ -258,14 +258,6 @@ def test_rungs_do_not_compete_in_the_model(load):
     assert ranking(searcher) == [4, 2, 3, 1, 0]
 
 
-def test_stopped_trials_of_a_minimised_metric_rank_the_other_way(load):
-    searcher = SpaceSearcher(load(SPACE, "objective.mode=min"))
-    for number, value in enumerate((0.3, 0.2)):
-        searcher.suggest(str(number))
-        searcher.on_trial_complete(str(number), last(epoch=2, robust_accuracy=value))
-    assert ranking(searcher) == [1, 0]
-
-
 def test_out_of_patience_before_the_last_rung_is_not_compared_with_its_numbers(load):
     """A number of the cheap rung may look better than any on the last one."""
     searcher = SpaceSearcher(load(SPACE + "ladder: {rungs: [{num_steps: 1}, {epoch: 3}]}\n"))
@@ -315,10 +307,10 @@ def test_epochs_repeated_after_a_restart_are_ignored(load):
     assert searcher._study.get_trials()[0].value == 0.3
 
 
-def test_minimised_objective(load):
-    searcher = SpaceSearcher(load(SPACE, "objective.mode=min", "objective.metric=clean_accuracy"))
-    assert (searcher.metric, searcher.mode) == ("clean_accuracy", "min")
-    assert searcher._study.direction is optuna.study.StudyDirection.MINIMIZE
+def test_clean_accuracy_as_the_objective(load):
+    searcher = SpaceSearcher(load(SPACE, "objective.metric=clean_accuracy"))
+    assert (searcher.metric, searcher.mode) == ("clean_accuracy", "max")
+    assert searcher._study.direction is optuna.study.StudyDirection.MAXIMIZE
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
