@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from morel_core import checkpoint
-from morel_core.attacks import PGD, Attack
+from morel_core.attacks import PGD, Attack, in_slices
 from morel_core.averaging import WeightAverage
 from morel_core.capture import CapturedAttack
 from morel_core.config import ExperimentConfig, ObjectiveConfig
@@ -30,7 +30,6 @@ from morel_core.evaluation import CLEAN, EvaluationResult, evaluate
 from morel_core.finite import FiniteGuard
 from morel_core.ladder import Ladder
 from morel_core.losses import MorelObjective, Outputs, Terms
-from morel_core.micro_batches import in_slices
 from morel_core.models import MorelNet, build_net
 from morel_core.optim import (
     learning_rate,

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,9 @@ from orchestrator.lease import Fence, held
 from orchestrator.search.budget import Cost
 from orchestrator.search.final import measure_on_test
 from orchestrator.search.front import FrontRecord
-from orchestrator.search.ladder import milestones
+from orchestrator.search.milestones import milestones
 from orchestrator.search.note import search_note
+from orchestrator.search.result import SearchResult
 from orchestrator.search.reuse import find_twins, note_twin
 from orchestrator.search.saved_view import view_of
 from orchestrator.search.selection import choose
@@ -55,24 +55,6 @@ MAY_CHANGE = {
 }
 
 MAY_GROW = frozenset({"num_trials"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """How a search ended."""
-
-    search: SearchConfig
-    trials: list[Trial]
-    winner: Trial | None
-    """See `orchestrator.search.selection.choose`; None if no trial was measured."""
-    seconds: float
-    """Of this command."""
-    recorded: bool
-    """False if MLflow lacks something that waits in the journal."""
-    cost: Cost = field(default_factory=Cost)
-    """Of all commands of this search."""
-    cut: str = ""
-    """The part of its budget that ended it before its trials were done."""
 
 
 def tune(

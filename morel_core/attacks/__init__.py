@@ -4,6 +4,7 @@ from morel_core.attacks.autoattack import AutoAttack, AutoAttackPart, autoattack
 from morel_core.attacks.base import Attack, attack_mode
 from morel_core.attacks.catalogue import at_radii, make_attacks, preset
 from morel_core.attacks.pgd import PGD
+from morel_core.attacks.sliced import in_slices
 from morel_core.attacks.transfer import Transfer
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "at_radii",
     "attack_mode",
     "autoattack_checks",
+    "in_slices",
     "make_attacks",
     "preset",
 ]

@@ -28,7 +28,7 @@ from orchestrator.config import (
 )
 from orchestrator.interpolation import number
 from orchestrator.search import space as search_space
-from orchestrator.search.ladder import VerifyConfig, check_attacks
+from orchestrator.search.checks import check_attacks
 from orchestrator.search.parameters import GridParameter, Parameter, Sampled, SearchSpace
 from orchestrator.search.settings import (
     BudgetConfig,
@@ -37,6 +37,7 @@ from orchestrator.search.settings import (
     SchedulerConfig,
     SearcherConfig,
     SearchSettings,
+    VerifyConfig,
 )
 from orchestrator.search.space import GOAL_KEYS, SearchConfig, check_search, placed, read_file
 from orchestrator.search.space_builder import PAPER, build_parameters, check_searchable, section_of

@@ -12,8 +12,8 @@ from orchestrator import storage
 from orchestrator.config import RunConfig
 from orchestrator.retries import retry_tags
 from orchestrator.search.budget import Cost
+from orchestrator.search.result import SearchResult
 from orchestrator.search.trial import Trial
-from orchestrator.tune import SearchResult
 
 Phase = Literal["tuning", "replicates"]
 

@@ -34,10 +34,11 @@ from orchestrator.fingerprint import code_hash
 from orchestrator.identity import check_identity
 from orchestrator.lease import held
 from orchestrator.revision import revision
+from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trials import View
 from orchestrator.tracking import Recorder
-from orchestrator.tune import SearchResult, tune
+from orchestrator.tune import tune
 from orchestrator.validate import check_fits
 
 # A resumed campaign may find its data elsewhere; what it compares stays.

@@ -40,7 +40,7 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def epoch_printer(progress: Console) -> Callable[[Any], None]:
     """Prints a line for each epoch."""
-    from orchestrator.progress import epoch_line
+    from orchestrator.train_view import epoch_line
 
     def show(metrics: Any) -> None:
         progress.print(epoch_line(metrics), markup=False, highlight=False, soft_wrap=True)
@@ -50,7 +50,7 @@ def epoch_printer(progress: Console) -> Callable[[Any], None]:
 
 def trained(arguments: argparse.Namespace, result: TrainResult) -> int:
     """Tell how a training run ended; the exit code."""
-    from orchestrator.progress import print_train, train_summary
+    from orchestrator.train_view import print_train, train_summary
 
     if arguments.json:
         print(json.dumps(train_summary(result)))
@@ -84,8 +84,8 @@ def reproduce_command(arguments: argparse.Namespace, overrides: list[str]) -> in
 
     tracking, values = settings(place(overrides)), parse_overrides(overrides)
 
-    from orchestrator.progress import print_train
     from orchestrator.reproduce import plan_reproduction, reproduce
+    from orchestrator.train_view import print_train
 
     progress, results = consoles(arguments)
     plan = plan_reproduction(arguments.run, tracking, values)

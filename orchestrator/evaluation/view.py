@@ -17,7 +17,7 @@ from morel_core.statistics import wilson_interval
 from orchestrator.evaluate import Status
 from orchestrator.evaluation.against import SCOPE, Comparison
 from orchestrator.evaluation.outcomes import Evaluation
-from orchestrator.progress import percent
+from orchestrator.wording import duration, percent
 
 LINE_EVERY_S = 10.0  # without a terminal
 
@@ -69,16 +69,6 @@ def progress_line(status: Status) -> str:
     if status.seconds_left is None:
         return line
     return f"{line}, {duration(status.seconds_left)} left"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 # --- the end of the command ----------------------------------------------------------------------

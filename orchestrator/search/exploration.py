@@ -7,8 +7,7 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from morel_core.errors import ConfigError, check
-from orchestrator.search.ladder import milestones
+from morel_core.errors import ConfigError
 from orchestrator.search.parameters import (
     ChoiceParameter,
     DerivedParameter,
@@ -18,19 +17,12 @@ from orchestrator.search.parameters import (
     Sampled,
     SearchSpace,
     Values,
-    is_setting,
 )
-from orchestrator.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from orchestrator.search.space import SearchConfig
 
 FACTORS = (0.8, 1.2)
-ALLOWED_DATA = ("augmentation", "crop_padding", "erasing", "cutmix", "extra_ratio")
-FIXED = {
-    *("seed", "objective.morel", "optimizer.name", "optimizer.no_decay_on_norm_and_bias"),
-    *("training.patience", "training.ema_decay", "training.swa_start_epoch"),
-}
 
 
 def explore(search: SearchConfig, params: Values, dice: random.Random) -> Values:
@@ -102,61 +94,3 @@ def _runs(search: SearchConfig, params: Values) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def check_population(settings: SearchSettings, space: SearchSpace, epochs: int, every: int) -> None:
-    """Raise `ConfigError` where population-based training of a search makes no sense.
-
-    Args:
-        settings: of the search file, with ``scheduler.name: pbt``.
-        space: what is searched.
-        epochs: of every trial.
-        every: ``evaluation.every``.
-    """
-    name, interval = settings.searcher.name, settings.scheduler.interval
-    check(
-        name in ("random", "quasi_random", "grid"),
-        "searcher.name",
-        name,
-        "random, quasi_random or grid with scheduler pbt: the settings of its trials change, so "
-        "that there is nothing to be learned for other points",
-    )
-    check(
-        not settings.warm_start,
-        "warm_start",
-        settings.warm_start,
-        "empty with scheduler pbt: its first settings are drawn, not learned",
-    )
-    check(
-        settings.num_trials >= 2, "num_trials", settings.num_trials, "at least 2 with scheduler pbt"
-    )
-    check(
-        bool(milestones(settings.scheduler, epochs, every)),
-        "scheduler.interval",
-        interval,
-        f"an exchange comes before the last of training.epochs = {epochs}, at an epoch that is "
-        f"measured (evaluation.every = {every})",
-    )
-    check(bool(space.sampled), "parameters", list(space.parameters), "pbt needs one to change")
-    for key in space.parameters:
-        check(
-            not (is_setting(key) and _stays(key) and _changes(space, key)),
-            f"parameters.{key}",
-            "searched",
-            "a network that goes on under other settings keeps this one: fix it under overrides, "
-            "or make it a grid, whose combinations are populations of their own",
-        )
-
-
-def _stays(key: str) -> bool:
-    """Whether a setting cannot change while a network trains."""
-    section, _, rest = key.partition(".")
-    return key in FIXED or section == "model" or (section == "data" and rest not in ALLOWED_DATA)
-
-
-def _changes(space: SearchSpace, name: str) -> bool:
-    """Whether an exchange may change a parameter: all but grids, and what follows from them."""
-    parameter = space.parameters[name]
-    if isinstance(parameter, DerivedParameter):
-        return any(_changes(space, read) for read in parameter.parsed.names)
-    return not isinstance(parameter, GridParameter)

@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from orchestrator import records, storage
 from orchestrator.search import goal
 from orchestrator.search.exploration import explore
-from orchestrator.search.ladder import milestones
+from orchestrator.search.milestones import milestones
 from orchestrator.search.pareto import best_first, ranks
 from orchestrator.search.population import Exchange, Place, Population, workers_name
 from orchestrator.search.space import SearchConfig

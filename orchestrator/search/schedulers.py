@@ -22,7 +22,7 @@ from ray.tune.schedulers import (
 )
 
 from orchestrator import records, storage
-from orchestrator.search.ladder import milestones
+from orchestrator.search.milestones import milestones
 from orchestrator.search.pareto import best_first, ranks
 from orchestrator.search.pbt import PopulationTraining
 from orchestrator.search.space import SearchConfig

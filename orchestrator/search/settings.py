@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
+from morel_core.config import RungConfig
 from morel_core.errors import ConfigError, check
-from orchestrator.search.ladder import LadderConfig
 from orchestrator.search.parameters import Values
 
 CONSTRAINT = re.compile(r"^\s*(\w+)\s*(>=|<=)\s*(\d+\.?\d*|\.\d+)\s*$")
@@ -210,6 +210,41 @@ class FinalConfig:
     """Whose best networks; all: of every trial that came to its end."""
     attacks: list[str] = field(default_factory=lambda: list[str]())
     """By name, in the ball of the evaluation attack; default: the evaluation attack itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """The best trials are measured again on the held-out split before one of them wins."""
+
+    top: int = 0
+    """So many candidates, by their search numbers; 0: the largest search number wins as it is."""
+    attacks: list[str] = field(default_factory=lambda: list[str]())
+    """By name, in the ball of the evaluation attack; default: autoattack. The worst case counts."""
+    num_images: int | None = None
+    """Only the first so many held-out images; default: all."""
+
+    def __post_init__(self) -> None:
+        check(self.top >= 0, "top", self.top, "0 (off) or a number of candidates >= 1")
+        if self.top and not self.attacks:
+            object.__setattr__(self, "attacks", ["autoattack"])
+        for key in ("attacks", "num_images"):
+            value = getattr(self, key)
+            check(self.top > 0 or not value, key, value, "only with top >= 1: who is verified")
+        images = self.num_images
+        check(images is None or images >= 1, "num_images", images, "null (all) or >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """Cheap measurements early, strong ones late, AutoAttack for the few that could win."""
+
+    rungs: list[RungConfig] = field(default_factory=lambda: list[RungConfig]())
+    """Become the runs' ``evaluation.rungs``, the same for every trial."""
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+
+    def overrides(self) -> dict[str, Any]:
+        """What it sets in the run of every trial."""
+        return {"evaluation.rungs": [asdict(rung) for rung in self.rungs]} if self.rungs else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,12 @@ from morel_core.registry import suggestion
 from orchestrator.building import build
 from orchestrator.config import RunConfig, compose, flatten, names_first, with_overrides
 from orchestrator.interpolation import number
-from orchestrator.search.exploration import check_population
-from orchestrator.search.ladder import check_attacks, check_ladder, check_scheduler
+from orchestrator.search.checks import (
+    check_attacks,
+    check_ladder,
+    check_population,
+    check_scheduler,
+)
 from orchestrator.search.parameters import ChoiceParameter, Parameter, SearchSpace, Values
 from orchestrator.search.settings import GoalConfig, SearchSettings
 from orchestrator.search.space_builder import (

@@ -15,7 +15,7 @@ from rich.text import Text
 from orchestrator.lease import Holder
 from orchestrator.search import status
 from orchestrator.search.budget import Cost
-from orchestrator.search.selection import with_interval
+from orchestrator.wording import with_interval
 
 COLOURS = {
     "running": "cyan",

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from orchestrator.config import RunConfig, with_overrides
 from orchestrator.search.space import SearchConfig
-
-if TYPE_CHECKING:
-    from orchestrator.search.selection import Verified
+from orchestrator.search.verified import Verified
 
 STOP_REASON = "morel_stop_reason"
 """Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""

@@ -17,11 +17,12 @@ from orchestrator.compare.runs import UNMASKED
 from orchestrator.config import to_dict
 from orchestrator.failures import failure_reason
 from orchestrator.search.note import trial_note
-from orchestrator.search.selection import VERIFYING, Verified, honest, ranked, why_lost
+from orchestrator.search.selection import VERIFYING, honest, ranked, why_lost
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial, run_of
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.twins import Twins
+from orchestrator.search.verified import Verified
 from orchestrator.tracking import Recorder
 from orchestrator.tracking.recorder import Past
 

@@ -13,8 +13,9 @@ import yaml
 
 from morel_core.errors import MorelError
 from orchestrator import fingerprint, identity, measuring, worker
+from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
-from orchestrator.tune import SearchResult, tune
+from orchestrator.tune import tune
 
 SPACE: dict[str, Any] = {
     "recipe": "digits",

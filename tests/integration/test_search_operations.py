@@ -13,9 +13,10 @@ import yaml
 
 from orchestrator import control
 from orchestrator.search import status
+from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.search.watch import Paused
-from orchestrator.tune import SearchResult, tune
+from orchestrator.tune import tune
 
 SPACE: dict[str, Any] = {
     "recipe": "digits",

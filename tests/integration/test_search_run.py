@@ -13,9 +13,10 @@ import recorded
 import yaml
 
 from orchestrator.cli import main
-from orchestrator.search.ladder import milestones
+from orchestrator.search.milestones import milestones
+from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
-from orchestrator.tune import SearchResult, tune
+from orchestrator.tune import tune
 
 SMALL = {
     "data.holdout": 60,

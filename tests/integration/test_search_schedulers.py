@@ -16,8 +16,9 @@ from test_search_run import SMALL, search, space
 from morel_core.checkpoint import load_network, load_progress
 from orchestrator import control
 from orchestrator.search.population import Population
+from orchestrator.search.result import SearchResult
 from orchestrator.search.trial import Trial
-from orchestrator.tune import SearchResult, tune
+from orchestrator.tune import tune
 
 LR: dict[str, Any] = {"optimizer.lr": {"type": "float", "low": 1e-9, "high": 0.2, "log": True}}
 

@@ -12,8 +12,9 @@ from mlflow.entities import Run
 from test_search_run import SMALL, search, space
 
 from morel_core.errors import MorelError
-from orchestrator.progress import search_summary
-from orchestrator.tune import SearchResult, tune
+from orchestrator.search.result import SearchResult
+from orchestrator.search.view import search_summary
+from orchestrator.tune import tune
 
 ATTACK = "pgd3_linf_0.1"
 SPACE: dict[str, Any] = {

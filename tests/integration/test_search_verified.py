@@ -13,8 +13,9 @@ import yaml
 
 from orchestrator import measuring, worker
 from orchestrator.cli import main
+from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
-from orchestrator.tune import SearchResult, tune
+from orchestrator.tune import tune
 
 CHEAP, FULL = "pgd2_linf_0.1_first40", "pgd5_linf_0.1"
 SPACE: dict[str, Any] = {

@@ -33,11 +33,11 @@ from morel_core import (
     Trainer,
     TrainingConfig,
 )
+from morel_core.attacks import in_slices
 from morel_core.averaging import reestimate_batchnorm
 from morel_core.awp import perturbed_weights
 from morel_core.data import SyntheticConfig
 from morel_core.distributed import data_parallel
-from morel_core.micro_batches import in_slices
 from morel_core.models import DigitsCnnConfig, build_net
 from morel_core.optim import make_optimizer
 from morel_core.precision import EncoderPasses

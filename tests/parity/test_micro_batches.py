@@ -14,9 +14,8 @@ from test_step_parity import OBJECTIVES
 from torch import Tensor, nn
 
 from morel_core import PGD, MorelNet, MorelObjective, ObjectiveConfig, OptimizerConfig, Terms
-from morel_core.attacks import make_attacks
+from morel_core.attacks import in_slices, make_attacks
 from morel_core.config import AttackConfig
-from morel_core.micro_batches import in_slices
 from morel_core.optim import make_optimizer
 from morel_core.precision import EncoderPasses
 from morel_core.step import gradient_shares, train_step

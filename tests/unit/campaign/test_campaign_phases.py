@@ -4,8 +4,8 @@ import pytest
 
 from orchestrator.campaign import run
 from orchestrator.campaign.outcomes import OutcomeStore, settled
+from orchestrator.search.result import SearchResult
 from orchestrator.search.trial import Trial
-from orchestrator.tune import SearchResult
 
 BROKEN = "its verification failed: OSError: a node was lost"
 

@@ -19,11 +19,11 @@ from orchestrator.evaluation.outcomes import warning_tags
 from orchestrator.evaluation.targets import module_target
 from orchestrator.evaluation.view import (
     EvaluationProgress,
-    duration,
     evaluation_table,
     print_done,
     progress_line,
 )
+from orchestrator.wording import duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

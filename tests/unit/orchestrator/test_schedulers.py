@@ -9,7 +9,7 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from morel_core import ConfigError
-from orchestrator.search.ladder import check_scheduler
+from orchestrator.search.checks import check_scheduler
 from orchestrator.search.schedulers import Median, ParetoHalving, goes_on, make_scheduler
 from orchestrator.search.settings import GoalConfig, SchedulerConfig
 from orchestrator.search.trial import STOP_REASON

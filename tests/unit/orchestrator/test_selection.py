@@ -9,14 +9,15 @@ from fake_tune import ATTACK
 from rich.console import Console
 
 from morel_core.config import RungConfig
-from orchestrator.progress import SearchProgress, search_summary, trial_table
 from orchestrator.search.budget import Cost, Meter
-from orchestrator.search.ladder import LadderConfig, VerifyConfig
 from orchestrator.search.note import search_note
-from orchestrator.search.selection import Verified, choose, ranked, why_lost
+from orchestrator.search.result import SearchResult
+from orchestrator.search.selection import choose, ranked, why_lost
+from orchestrator.search.settings import LadderConfig, VerifyConfig
 from orchestrator.search.trial import Trial
+from orchestrator.search.verified import Verified
 from orchestrator.search.verify import standing
-from orchestrator.tune import SearchResult
+from orchestrator.search.view import SearchProgress, search_summary, trial_table
 
 SQUARE = "square_linf_0.1"
 MASKED = {"code": "zero_gradient", "reason": "No gradient at all.", "evidence": {"share": 1.0}}

@@ -10,20 +10,13 @@ from rich.console import Console
 from test_selection import MASKED, document, laddered, numbers, trial, verified
 
 from orchestrator.notes import GAP
-from orchestrator.progress import print_search, search_summary
 from orchestrator.search.budget import Cost
-from orchestrator.search.ladder import LadderConfig, VerifyConfig
 from orchestrator.search.note import search_note
-from orchestrator.search.selection import (
-    Verified,
-    choose,
-    front,
-    left_out,
-    ranked,
-    result_lines,
-)
-from orchestrator.search.settings import GoalConfig
-from orchestrator.tune import SearchResult
+from orchestrator.search.result import SearchResult
+from orchestrator.search.selection import choose, front, left_out, ranked, result_lines
+from orchestrator.search.settings import GoalConfig, LadderConfig, VerifyConfig
+from orchestrator.search.verified import Verified
+from orchestrator.search.view import print_search, search_summary
 
 
 @pytest.fixture

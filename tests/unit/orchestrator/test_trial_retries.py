@@ -9,9 +9,10 @@ from orchestrator import retries, train
 from orchestrator.building import build
 from orchestrator.config import with_overrides
 from orchestrator.failures import FAILED
-from orchestrator.progress import SearchProgress, epoch_line
 from orchestrator.search.trial import run_of
 from orchestrator.search.trials import TrialBook
+from orchestrator.search.view import SearchProgress
+from orchestrator.train_view import epoch_line
 
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
 

@@ -18,10 +18,10 @@ from orchestrator.config import RunConfig, to_dict, with_overrides
 from orchestrator.search import reuse, verify
 from orchestrator.search.goal import TRAIN_SECONDS
 from orchestrator.search.reuse import find_twins, note_twin
-from orchestrator.search.selection import Verified
 from orchestrator.search.settings import SchedulerConfig
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.twins import Twin, Twins, take_over, whole
+from orchestrator.search.verified import Verified
 from orchestrator.worker import MorelTrial
 
 

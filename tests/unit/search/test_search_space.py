@@ -10,8 +10,7 @@ from search_files import ALPHA
 
 from morel_core.errors import ConfigError
 from morel_core.ladder import Ladder
-from orchestrator.search.ladder import VerifyConfig
-from orchestrator.search.settings import SchedulerConfig
+from orchestrator.search.settings import SchedulerConfig, VerifyConfig
 from orchestrator.search.space import check_resources, load_search, split_overrides
 
 
