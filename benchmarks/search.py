@@ -37,12 +37,11 @@ import torch
 from ray import tune as ray_tune
 
 from benchmarks.measure import record, settings, spread, write
-from orchestrator import records
 from orchestrator.cluster import ray_session
 from orchestrator.compare import load_runs
 from orchestrator.search.space import SearchConfig, load_search
 from orchestrator.search.trials import TrialBook
-from orchestrator.tracking import Journal, Recorder
+from orchestrator.tracking import Journal, Recorder, records
 from orchestrator.tune import tune
 
 SPACE = Path(__file__).parent / "spaces" / "overhead.yaml"

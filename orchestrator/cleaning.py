@@ -20,8 +20,8 @@ from pyarrow.fs import FileSelector, FileType
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import RunConfig, absolute_storage, check_name
-from orchestrator.identity import FILE
-from orchestrator.lease import held
+from orchestrator.driver.lease import held
+from orchestrator.provenance.identity import FILE
 from orchestrator.tracking import Journal
 
 NUMBER = "morel.number"
@@ -61,7 +61,7 @@ def clean(folder: str, keep: Sequence[int], *, delete: bool, seconds: float = 30
         folder: of one finished run or search, a local path or a URI.
         keep: numbers of trials to keep, beside those that are kept anyway.
         delete: do it.
-        seconds: see `orchestrator.lease.held`.
+        seconds: see `orchestrator.driver.lease.held`.
 
     Raises:
         MorelError: it is no such folder, a link, unfinished, or a driver is at work.

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from morel_core.errors import MorelError
-from orchestrator.arguments import Command, parser, split_command, split_overrides
 from orchestrator.commands import operating, results, searching, training
-from orchestrator.ending import terminable
-from orchestrator.failures import failure_reason
-from orchestrator.masking import masked
+from orchestrator.commands.arguments import Command, parser, split_command, split_overrides
+from orchestrator.driver.ending import terminable
+from orchestrator.messages.failures import failure_reason
+from orchestrator.messages.masking import masked
 
 UNFORESEEN = 1
 INTERRUPTED = 130

@@ -15,8 +15,8 @@ from typing import Any
 
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.config import RunConfig, ScalingConfig, tracking_uri
-from orchestrator.ending import terminable
-from orchestrator.masking import masked_address
+from orchestrator.driver.ending import terminable
+from orchestrator.messages.masking import masked_address
 
 ADDRESS = "RAY_ADDRESS"
 HOST_AND_PORT = re.compile(r"(?:ray://)?\[?([\w.:-]+?)\]?:(\d{1,5})")

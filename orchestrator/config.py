@@ -1,7 +1,7 @@
 """Run configs: recipe file + ``key=value`` overrides → one frozen, checked `RunConfig`.
 
-YAML cannot execute anything here: `orchestrator.interpolation` says what is replaced in it, and
-names choose from registries, never from import paths.
+YAML cannot execute anything here: `orchestrator.settings.interpolation` says what is replaced in
+it, and names choose from registries, never from import paths.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 
 from morel_core.config import ExperimentConfig
 from morel_core.errors import ConfigError, check
-from orchestrator.building import build, in_source
-from orchestrator.jobs import check_absolute, check_database, check_environment
-from orchestrator.masking import masked_address
-from orchestrator.yaml_files import find_file, parse_overrides, read_yaml
+from orchestrator.messages.masking import masked_address
+from orchestrator.settings.building import build, in_source
+from orchestrator.settings.jobs import check_absolute, check_database, check_environment
+from orchestrator.settings.yaml_files import find_file, parse_overrides, read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What decides where and how fast a run goes, but not its numbers.

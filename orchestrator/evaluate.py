@@ -34,12 +34,12 @@ from morel_core.evaluation import (
 from morel_core.evaluation.measure import outcome_of
 from orchestrator import storage
 from orchestrator.config import RunConfig
+from orchestrator.driver.lease import held
 from orchestrator.evaluation import outcomes
 from orchestrator.evaluation.outcomes import Evaluation
 from orchestrator.evaluation.runners import Job, Place, Runner, runner
 from orchestrator.evaluation.shards import Shard, ShardStore, Split, Work, file_name, split_of
 from orchestrator.evaluation.targets import Target, module_target
-from orchestrator.lease import held
 
 DEFAULT_ATTACKS = ("pgd20",)
 OWN_RADIUS = ("standard", "paper")  # presets that are the same in whatever ball

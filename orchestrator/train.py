@@ -12,7 +12,7 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
-from orchestrator import control, records, storage
+from orchestrator import storage
 from orchestrator.cluster import (
     address_passed_on,
     check_scaling,
@@ -22,39 +22,23 @@ from orchestrator.cluster import (
     watched_for_hanging,
 )
 from orchestrator.config import NOT_SCIENTIFIC, RunConfig, to_dict, with_overrides
-from orchestrator.ending import Paused, interruptible
-from orchestrator.failures import failure_reason, out_of_memory, repeats, storage_failed
-from orchestrator.identity import check_identity
-from orchestrator.lease import Fence, held
+from orchestrator.driver import control
+from orchestrator.driver.ending import Paused, interruptible
+from orchestrator.driver.lease import Fence, held
+from orchestrator.messages.failures import failure_reason, out_of_memory, repeats, storage_failed
 from orchestrator.notes import train_note
-from orchestrator.recovery import drop_torn_snapshot
-from orchestrator.retries import in_more_slices, retry_tags
-from orchestrator.staging import stage
-from orchestrator.tracking import Recorder
+from orchestrator.provenance.identity import check_identity
+from orchestrator.tracking import Recorder, records
 from orchestrator.tracking.recorder import Past
+from orchestrator.training.recovery import drop_torn_snapshot
+from orchestrator.training.result import TrainResult
+from orchestrator.training.retries import in_more_slices, retry_tags
+from orchestrator.training.staging import stage
 from orchestrator.validate import check_fits
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 # A resumed run may go on elsewhere, with more workers, and for longer.
 MAY_CHANGE = {*NOT_SCIENTIFIC, "training.epochs", "data.root", "data.download"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How a run ended."""
-
-    config: RunConfig
-    epochs: int
-    seconds: float
-    stop_reason: str
-    metrics: dict[str, float]
-    """As recorded in MLflow: best epoch on the held-out split, and the test set."""
-    checkpoint: str
-    diverged: bool
-    not_measured: str
-    """Epochs whose asynchronous evaluation failed, and why; empty if none did."""
-    recorded: bool
-    """False if MLflow lacks something that waits in the journal."""
 
 
 class Pause:
@@ -204,7 +188,7 @@ def _fit(
 
     Args:
         config: of the run.
-        given: ``staged`` and ``fence`` of the workers' `orchestrator.worker.train_loop`.
+        given: ``staged`` and ``fence`` of the workers' `orchestrator.training.worker.train_loop`.
         recorder: of the run.
         run_id: its id.
         on_epoch: see `train`.
@@ -212,7 +196,7 @@ def _fit(
     import ray
     from ray.train import Checkpoint
 
-    from orchestrator import measuring
+    from orchestrator.training import measuring
 
     before = recorder.past.get(run_id, Past())
     started = time.perf_counter()
@@ -315,8 +299,8 @@ def _run_workers(
     from ray import train as ray_train
     from ray.train.torch import TorchTrainer
 
-    from orchestrator import asynchronous, worker
-    from orchestrator.relay import Listener, Relay
+    from orchestrator.training import asynchronous, worker
+    from orchestrator.training.relay import Listener, Relay
 
     listener = Listener(config, recorder, run_id, on_epoch)
     beside = config.evaluation.asynchronous

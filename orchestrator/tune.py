@@ -11,7 +11,7 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import ConfigError
-from orchestrator import control, records, storage
+from orchestrator import storage
 from orchestrator.cluster import (
     cluster_address,
     driver_resources,
@@ -19,8 +19,9 @@ from orchestrator.cluster import (
     ray_session,
 )
 from orchestrator.config import to_dict
-from orchestrator.identity import check_identity
-from orchestrator.lease import Fence, held
+from orchestrator.driver import control
+from orchestrator.driver.lease import Fence, held
+from orchestrator.provenance.identity import check_identity
 from orchestrator.search.budget import Cost
 from orchestrator.search.final import measure_on_test
 from orchestrator.search.front import FrontRecord
@@ -37,8 +38,8 @@ from orchestrator.search.twins import Twins
 from orchestrator.search.verify import record_verified, verify_candidates
 from orchestrator.search.warm_start import Known, KnownTrial, known_trials
 from orchestrator.search.watch import Watch
-from orchestrator.staging import Staged, stage
-from orchestrator.tracking import DatasetPayload
+from orchestrator.tracking import DatasetPayload, records
+from orchestrator.training.staging import Staged, stage
 from orchestrator.validate import check_fits
 
 # A resumed search may run elsewhere; what it searches stays.
@@ -294,9 +295,9 @@ def make_trainable(
     """The trainable with its resources: in a reused actor, or through Ray Train."""
     from ray import tune as ray_tune
 
-    from orchestrator import worker
     from orchestrator.search.multi_worker_trial import MultiWorkerTrial
     from orchestrator.search.population_trial import population_trial
+    from orchestrator.training import worker
 
     training, evaluation = search.base.training, search.base.evaluation
     given = {

@@ -11,7 +11,7 @@ from morel_core.errors import check
 from orchestrator.campaign.definition import CampaignConfig, load_campaign, plan
 from orchestrator.config import compose, run_key
 from orchestrator.search.space import load_search
-from orchestrator.yaml_files import packaged, read_yaml
+from orchestrator.settings.yaml_files import packaged, read_yaml
 
 if TYPE_CHECKING:
     from morel_core.data import Dataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 
-from orchestrator.arguments import EXIT_CODES, OVERRIDES, parser
+from orchestrator.commands.arguments import EXIT_CODES, OVERRIDES, parser
 
 SHARED = ("--json", "--debug", "--help")
 

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
-from orchestrator.building import build
 from orchestrator.campaign.fitting import fit_baselines, fit_parameters
 from orchestrator.campaign.settings import CampaignSettings
 from orchestrator.config import (
@@ -26,7 +25,6 @@ from orchestrator.config import (
     to_dict,
     with_overrides,
 )
-from orchestrator.interpolation import number
 from orchestrator.search import space as search_space
 from orchestrator.search.checks import check_attacks
 from orchestrator.search.parameters import GridParameter, Parameter, Sampled, SearchSpace
@@ -41,7 +39,9 @@ from orchestrator.search.settings import (
 )
 from orchestrator.search.space import GOAL_KEYS, SearchConfig, check_search, placed, read_file
 from orchestrator.search.space_builder import PAPER, build_parameters, check_searchable, section_of
-from orchestrator.yaml_files import parse_overrides
+from orchestrator.settings.building import build
+from orchestrator.settings.interpolation import number
+from orchestrator.settings.yaml_files import parse_overrides
 
 # Of a search's keys, those that are the campaign's own, and those that would give a method more
 # than the others have.

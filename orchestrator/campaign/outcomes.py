@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from orchestrator import storage
 from orchestrator.config import RunConfig
-from orchestrator.retries import retry_tags
 from orchestrator.search.budget import Cost
 from orchestrator.search.result import SearchResult
 from orchestrator.search.trial import Trial
+from orchestrator.training.retries import retry_tags
 
 Phase = Literal["tuning", "replicates"]
 

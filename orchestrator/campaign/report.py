@@ -24,8 +24,8 @@ from morel_core.statistics import (
 from orchestrator.campaign.definition import CampaignConfig
 from orchestrator.campaign.outcomes import MethodOutcome, Replicate, Tuning
 from orchestrator.config import flatten
-from orchestrator.records import environment_tags
 from orchestrator.search.budget import Cost
+from orchestrator.tracking.records import environment_tags
 
 
 @dataclass(frozen=True, kw_only=True)

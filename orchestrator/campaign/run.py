@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from morel_core.data import load_data
 from morel_core.errors import MorelError
-from orchestrator import control, records, storage
+from orchestrator import storage
 from orchestrator.campaign.definition import CampaignConfig
 from orchestrator.campaign.note import campaign_note
 from orchestrator.campaign.outcomes import (
@@ -30,14 +30,15 @@ from orchestrator.campaign.report import (
 from orchestrator.campaign.searches import REGISTRATION
 from orchestrator.campaign.tables import to_csv, to_json, to_markdown
 from orchestrator.cluster import cluster_address, local_resources, ray_session
-from orchestrator.fingerprint import code_hash
-from orchestrator.identity import check_identity
-from orchestrator.lease import held
-from orchestrator.revision import revision
+from orchestrator.driver import control
+from orchestrator.driver.lease import held
+from orchestrator.provenance.fingerprint import code_hash
+from orchestrator.provenance.identity import check_identity
+from orchestrator.provenance.revision import revision
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trials import View
-from orchestrator.tracking import Recorder
+from orchestrator.tracking import Recorder, records
 from orchestrator.tune import tune
 from orchestrator.validate import check_fits
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator import lease, storage
+from orchestrator import storage
 from orchestrator.config import RunConfig
-from orchestrator.lease import Holder
+from orchestrator.driver import lease
+from orchestrator.driver.lease import Holder
 from orchestrator.search import status
 from orchestrator.search.status_view import span, state_line
 from orchestrator.tracking.events import check_run_id

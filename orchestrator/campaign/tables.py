@@ -20,8 +20,8 @@ from orchestrator.campaign.report import (
     p_text,
     signed,
 )
+from orchestrator.messages.wording import duration
 from orchestrator.search.budget import Cost
-from orchestrator.wording import duration
 
 
 def spent(cost: Cost | None) -> str:

@@ -15,11 +15,11 @@ from orchestrator.campaign.report import metric_name
 from orchestrator.campaign.run import CampaignResult
 from orchestrator.campaign.tables import comparison_table, head_lines, lost_lines, method_table
 from orchestrator.config import tracking_uri
-from orchestrator.records import ladder_label
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trials import View
 from orchestrator.search.view import SearchProgress
-from orchestrator.train_view import print_where
+from orchestrator.tracking.records import ladder_label
+from orchestrator.training.view import print_where
 
 
 class CampaignProgress:

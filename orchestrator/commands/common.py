@@ -25,9 +25,9 @@ def consoles(arguments: argparse.Namespace) -> tuple[Console, Console]:
 
 def settings(overrides: Sequence[str]) -> RunConfig:
     """A run config for commands that only look at what is recorded."""
-    from orchestrator.building import build
     from orchestrator.config import RunConfig, put
-    from orchestrator.yaml_files import parse_overrides
+    from orchestrator.settings.building import build
+    from orchestrator.settings.yaml_files import parse_overrides
 
     mapping: dict[str, Any] = {}
     for key, value in parse_overrides(overrides).items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from morel_core.errors import MorelError
 from orchestrator.commands.common import consoles, settings
-from orchestrator.masking import masked
+from orchestrator.messages.masking import masked
 
 if TYPE_CHECKING:
     pass
@@ -98,8 +98,8 @@ def clean_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def sync_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel sync``."""
-    from orchestrator.sync import sync
-    from orchestrator.yaml_files import parse_overrides
+    from orchestrator.settings.yaml_files import parse_overrides
+    from orchestrator.tracking.sync import sync
 
     config, given = settings(overrides), parse_overrides(overrides)
     done = sync(arguments.targets, config, given, dry_run=arguments.dry_run)

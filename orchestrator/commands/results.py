@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from morel_core.errors import ConfigError
 from orchestrator.commands.common import consoles, settings
-from orchestrator.jobs import check_written
+from orchestrator.settings.jobs import check_written
 
 if TYPE_CHECKING:
     pass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel evaluate``."""
-    from orchestrator.yaml_files import parse_overrides
+    from orchestrator.settings.yaml_files import parse_overrides
 
     tracking, values = settings(overrides), parse_overrides(overrides)
 
@@ -104,13 +104,13 @@ def report_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def export_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel export``."""
     check_written("--to", arguments.to)
-    from orchestrator.yaml_files import parse_overrides
+    from orchestrator.settings.yaml_files import parse_overrides
 
     tracking, values = settings(overrides), parse_overrides(overrides)
 
     from orchestrator.evaluation.targets import find_target
     from orchestrator.evaluation.view import evaluation_table
-    from orchestrator.export import export
+    from orchestrator.taking_home.export import export
 
     progress, results = consoles(arguments)
     done = export(
@@ -134,7 +134,7 @@ def register_command(arguments: argparse.Namespace, overrides: list[str]) -> int
 
     tracking, values = settings(overrides), parse_overrides(overrides)
 
-    from orchestrator.registration import register
+    from orchestrator.taking_home.registration import register
 
     done = register(arguments.run, arguments.model, tracking, values, champion=arguments.champion)
     if arguments.json:

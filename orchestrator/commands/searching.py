@@ -20,8 +20,8 @@ def tune_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         return dry_tune(arguments, search)
 
-    from orchestrator.records import ladder_label
     from orchestrator.search.view import SearchProgress, print_search, search_summary
+    from orchestrator.tracking.records import ladder_label
     from orchestrator.tune import tune
 
     progress, results = consoles(arguments)

@@ -12,7 +12,7 @@ from orchestrator.commands.common import consoles, place, settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.train import TrainResult
+    from orchestrator.training.result import TrainResult
 
 
 def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -40,7 +40,7 @@ def train_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def epoch_printer(progress: Console) -> Callable[[Any], None]:
     """Prints a line for each epoch."""
-    from orchestrator.train_view import epoch_line
+    from orchestrator.training.view import epoch_line
 
     def show(metrics: Any) -> None:
         progress.print(epoch_line(metrics), markup=False, highlight=False, soft_wrap=True)
@@ -50,7 +50,7 @@ def epoch_printer(progress: Console) -> Callable[[Any], None]:
 
 def trained(arguments: argparse.Namespace, result: TrainResult) -> int:
     """Tell how a training run ended; the exit code."""
-    from orchestrator.train_view import print_train, train_summary
+    from orchestrator.training.view import print_train, train_summary
 
     if arguments.json:
         print(json.dumps(train_summary(result)))
@@ -61,11 +61,11 @@ def trained(arguments: argparse.Namespace, result: TrainResult) -> int:
 
 def fork_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel fork``."""
-    from orchestrator.yaml_files import parse_overrides
+    from orchestrator.settings.yaml_files import parse_overrides
 
     values = parse_overrides(overrides)
 
-    from orchestrator.reproduce import fork
+    from orchestrator.taking_home.reproduce import fork
 
     progress, _ = consoles(arguments)
     result = fork(
@@ -80,12 +80,12 @@ def fork_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def reproduce_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """``morel reproduce``."""
-    from orchestrator.yaml_files import parse_overrides
+    from orchestrator.settings.yaml_files import parse_overrides
 
     tracking, values = settings(place(overrides)), parse_overrides(overrides)
 
-    from orchestrator.reproduce import plan_reproduction, reproduce
-    from orchestrator.train_view import print_train
+    from orchestrator.taking_home.reproduce import plan_reproduction, reproduce
+    from orchestrator.training.view import print_train
 
     progress, results = consoles(arguments)
     plan = plan_reproduction(arguments.run, tracking, values)

@@ -16,7 +16,7 @@ from morel_core.errors import MorelError, check
 from morel_core.registry import suggestion
 from orchestrator.compare.attacks import inside
 from orchestrator.config import NOT_SCIENTIFIC
-from orchestrator.masking import masked, masked_address
+from orchestrator.messages.masking import masked, masked_address
 from orchestrator.tracking.connection import open_client
 from orchestrator.tracking.parameters import all_params, all_tags
 

@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from morel_core.evaluation import CLEAN, EvaluationResult, Finding
-from orchestrator import records, storage
+from orchestrator import storage
 from orchestrator.config import RunConfig, with_overrides
+from orchestrator.driver.lease import LeaseHeldError, held
 from orchestrator.evaluation.shards import file_name
 from orchestrator.evaluation.targets import Target
-from orchestrator.lease import LeaseHeldError, held
 from orchestrator.notes import counted, renewed
+from orchestrator.tracking import records
 
 WORST = "worst_case"
 LONGEST_LABEL = 80  # of attacks' names in a file's name

@@ -20,7 +20,7 @@ from morel_core.evaluation import CLEAN, ChunkOutcome, Finding, as_images, exami
 from orchestrator.cluster import cluster_address, local_resources, ray_session
 from orchestrator.config import RunConfig
 from orchestrator.evaluation.shards import Shard, Work, split_of
-from orchestrator.failures import failure_reason
+from orchestrator.messages.failures import failure_reason
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -17,10 +17,10 @@ from morel_core.errors import MorelError
 from morel_core.export import Normalised
 from morel_core.models import MODELS, ExternalConfig, build_net
 from orchestrator import storage
-from orchestrator.building import build
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, names_first, put, tracking_uri, with_overrides
-from orchestrator.jobs import check_absolute
+from orchestrator.settings.building import build
+from orchestrator.settings.jobs import check_absolute
 from orchestrator.tracking.events import Status
 
 LIBRARIES = ("torchvision/", "timm/")

@@ -17,7 +17,7 @@ from morel_core.statistics import wilson_interval
 from orchestrator.evaluate import Status
 from orchestrator.evaluation.against import SCOPE, Comparison
 from orchestrator.evaluation.outcomes import Evaluation
-from orchestrator.wording import duration, percent
+from orchestrator.messages.wording import duration, percent
 
 LINE_EVERY_S = 10.0  # without a terminal
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from morel_core.errors import MorelError
 from orchestrator.compare.runs import Score
-from orchestrator.masking import masked
+from orchestrator.messages.masking import masked
 from orchestrator.report import (
     course_charts,
     evaluations,

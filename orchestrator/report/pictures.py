@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morel_core.errors import MorelError
-from orchestrator.building import build
 from orchestrator.config import RunConfig, with_overrides
 from orchestrator.report.data import Recorded, Trial
+from orchestrator.settings.building import build
 from orchestrator.tracking.connection import open_client
 
 if TYPE_CHECKING:

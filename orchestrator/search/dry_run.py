@@ -11,7 +11,6 @@ from typing import Any
 
 from morel_core.data import Dataset, load_data
 from morel_core.errors import MorelError
-from orchestrator import records
 from orchestrator.cluster import cluster_address, local_resources
 from orchestrator.config import flatten, to_dict
 from orchestrator.search.budget import Cost
@@ -19,6 +18,7 @@ from orchestrator.search.cost import Passes, run_passes, time_pass
 from orchestrator.search.searcher import SpaceSearcher
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.warm_start import KnownTrial, known_trials
+from orchestrator.tracking import records
 from orchestrator.tune import fitting
 from orchestrator.validate import check_fits
 

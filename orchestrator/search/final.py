@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator import records, storage
+from orchestrator import storage
 from orchestrator.config import to_dict
-from orchestrator.failures import failure_reason
-from orchestrator.records import Exported
+from orchestrator.messages.failures import failure_reason
 from orchestrator.search.note import trial_note
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial, run_of
-from orchestrator.tracking import Recorder
+from orchestrator.tracking import Recorder, records
+from orchestrator.tracking.records import Exported
 
 
 def measure_on_test(
@@ -71,7 +71,7 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
     import ray
     from ray.train import Checkpoint
 
-    from orchestrator import measuring
+    from orchestrator.training import measuring
 
     asked = search.resources
     task: Any = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(

@@ -14,12 +14,12 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from orchestrator import records, storage
+from orchestrator import storage
 from orchestrator.search import front_picture, pareto
 from orchestrator.search.selection import accuracies, eligible, front, verified_summary
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial
-from orchestrator.tracking import Recorder
+from orchestrator.tracking import Recorder, records
 
 FILES = ("front.json", "front.png")
 PAUSE_S = 10.0

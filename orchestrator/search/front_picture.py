@@ -6,10 +6,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator import records
 from orchestrator.search.selection import accuracies, comparable, eligible, front
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial
+from orchestrator.tracking import records
 
 GREY, BLUE, ORANGE = "0.6", "tab:blue", "tab:orange"
 

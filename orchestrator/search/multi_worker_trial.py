@@ -19,16 +19,16 @@ from ray.util.queue import Queue
 
 from orchestrator.cluster import address_passed_on, on_this_node, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
-from orchestrator.failures import failure_reason, repeats
-from orchestrator.lease import Fence
-from orchestrator.records import own_end
-from orchestrator.recovery import drop_torn_snapshot
-from orchestrator.retries import CHANGES
+from orchestrator.driver.lease import Fence
+from orchestrator.messages.failures import failure_reason, repeats
 from orchestrator.search.reports import END, Reports
 from orchestrator.search.seals import check_checkpoint
 from orchestrator.search.twins import Twins, whole
-from orchestrator.staging import Staged
-from orchestrator.worker import (
+from orchestrator.tracking.records import own_end
+from orchestrator.training.recovery import drop_torn_snapshot
+from orchestrator.training.retries import CHANGES
+from orchestrator.training.staging import Staged
+from orchestrator.training.worker import (
     config_from,
     failed,
     run_of,

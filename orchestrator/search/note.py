@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from orchestrator import records
+from orchestrator.messages.wording import duration
 from orchestrator.notes import (
     NO_BREAK,
     accuracy_table,
@@ -22,7 +22,7 @@ from orchestrator.search.parameters import show
 from orchestrator.search.selection import front, ranked, result_lines, rows_of, why_lost
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial
-from orchestrator.wording import duration
+from orchestrator.tracking import records
 
 BEST, WAYS, NAMED = 10, 6, 5
 """Trials in the table of the best, ways to end, and trials named for each: MLflow keeps 8,000

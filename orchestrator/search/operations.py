@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from morel_core.errors import MorelError
-from orchestrator import control, lease, storage
+from orchestrator import storage
 from orchestrator.campaign import searches
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.config import RunConfig, tracking_uri
+from orchestrator.driver import control, lease
 from orchestrator.search import status
 from orchestrator.search.trial import NUMBER, trial_folder_name
 from orchestrator.tracking import Event, Journal

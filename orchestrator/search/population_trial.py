@@ -22,14 +22,14 @@ from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.cluster import address_passed_on, on_this_node, watched_for_hanging
 from orchestrator.config import RunConfig, to_dict
-from orchestrator.failures import failure_reason, repeats
-from orchestrator.lease import Fence
-from orchestrator.recovery import drop_torn_snapshot
-from orchestrator.relay import END, Relay
-from orchestrator.retries import CHANGES
+from orchestrator.driver.lease import Fence
+from orchestrator.messages.failures import failure_reason, repeats
 from orchestrator.search.population import workers_name
-from orchestrator.staging import Staged
-from orchestrator.worker import (
+from orchestrator.training.recovery import drop_torn_snapshot
+from orchestrator.training.relay import END, Relay
+from orchestrator.training.retries import CHANGES
+from orchestrator.training.staging import Staged
+from orchestrator.training.worker import (
     config_from,
     failed,
     run_of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from orchestrator.fingerprint import code_hash
+from orchestrator.provenance.fingerprint import code_hash
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial, run_of
 from orchestrator.search.twins import Twin, Twins

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from morel_core.attacks.catalogue import make_attacks
 from morel_core.ladder import Ladder
-from orchestrator import records
 from orchestrator.search.parameters import DerivedParameter, is_setting
 from orchestrator.search.space import SearchConfig
-from orchestrator.tracking import ViewPayload
+from orchestrator.tracking import ViewPayload, records
 
 
 def view_of(search: SearchConfig) -> ViewPayload:

@@ -21,12 +21,13 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from orchestrator import records, storage
+from orchestrator import storage
 from orchestrator.search.milestones import milestones
 from orchestrator.search.pareto import best_first, ranks
 from orchestrator.search.pbt import PopulationTraining
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import STOP_REASON
+from orchestrator.tracking import records
 
 Point = tuple[float, float]
 

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from morel_core.errors import ConfigError
 from morel_core.ladder import Ladder
-from orchestrator.failures import FAILED
+from orchestrator.messages.failures import FAILED
 from orchestrator.search import goal
 from orchestrator.search.parameters import SearchSpace, Values, is_setting
 from orchestrator.search.samplers import make_sampler

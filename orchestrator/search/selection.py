@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator import records
+from orchestrator.messages.wording import with_interval
 from orchestrator.search import goal, pareto
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial
-from orchestrator.wording import with_interval
+from orchestrator.tracking import records
 
 VERIFYING = "being verified"
 BIASED = "the largest of several noisy numbers, so biased upwards"

@@ -14,9 +14,7 @@ from typing import Any, cast
 
 from morel_core.errors import ConfigError, MorelError, check
 from morel_core.registry import suggestion
-from orchestrator.building import build
 from orchestrator.config import RunConfig, compose, flatten, names_first, with_overrides
-from orchestrator.interpolation import number
 from orchestrator.search.checks import (
     check_attacks,
     check_ladder,
@@ -33,7 +31,9 @@ from orchestrator.search.space_builder import (
     in_order,
     section_of,
 )
-from orchestrator.yaml_files import find_file, packaged, parse_overrides, read_yaml
+from orchestrator.settings.building import build
+from orchestrator.settings.interpolation import number
+from orchestrator.settings.yaml_files import find_file, packaged, parse_overrides, read_yaml
 
 GOAL_KEYS = tuple(f.name for f in dataclasses.fields(GoalConfig))
 

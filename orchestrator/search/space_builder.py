@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from morel_core.errors import ConfigError, check
 from morel_core.registry import suggestion
-from orchestrator.building import build
 from orchestrator.config import NOT_SCIENTIFIC, RunConfig, flatten, to_dict, with_overrides
 from orchestrator.search.parameters import (
     KINDS,
@@ -28,6 +27,7 @@ from orchestrator.search.parameters import (
     is_conditional,
     is_setting,
 )
+from orchestrator.settings.building import build
 
 PAPER = "paper"
 FIXED_DATA = ("name", "root", "download", "holdout", "split_seed", "test_size")

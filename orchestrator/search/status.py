@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from orchestrator import records, storage
+from orchestrator import storage
 from orchestrator.search.budget import Cost
 from orchestrator.search.selection import VERIFYING
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial
 from orchestrator.search.trials import TrialBook
+from orchestrator.tracking import records
 
 FILE = "status.json"
 STALE_S = 30.0

@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.lease import Holder
+from orchestrator.driver.lease import Holder
+from orchestrator.messages.wording import with_interval
 from orchestrator.search import status
 from orchestrator.search.budget import Cost
-from orchestrator.wording import with_interval
 
 COLOURS = {
     "running": "cyan",

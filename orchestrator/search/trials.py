@@ -12,18 +12,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
-from orchestrator import ending, records, storage
+from orchestrator import storage
 from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import RunConfig, flatten, to_dict, with_overrides
-from orchestrator.failures import FAILED, failure_reason
-from orchestrator.recovery import DAMAGED
-from orchestrator.retries import CHANGES, error_text, note_retry, retries, retry_tags
+from orchestrator.driver import ending
+from orchestrator.messages.failures import FAILED, failure_reason
 from orchestrator.search import goal
 from orchestrator.search.parameters import is_number
 from orchestrator.search.population import Population
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import NUMBER, POINT, STOP_REASON, TRAINED, State, Trial, run_name
-from orchestrator.tracking import Recorder, own_params, own_tags
+from orchestrator.tracking import Recorder, own_params, own_tags, records
+from orchestrator.training.recovery import DAMAGED
+from orchestrator.training.retries import CHANGES, error_text, note_retry, retries, retry_tags
 
 if TYPE_CHECKING:
     pass

@@ -21,7 +21,7 @@ from morel_core.config import DataConfig
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import RunConfig, run_key
-from orchestrator.staging import same_images
+from orchestrator.training.staging import same_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Twins:
 
     folder: str
     code: str
-    """`orchestrator.fingerprint.code_hash`."""
+    """`orchestrator.provenance.fingerprint.code_hash`."""
     fingerprint: str
     """Of the data set that ``data`` loads."""
     data: DataConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from orchestrator import records
-from orchestrator.wording import with_interval
+from orchestrator.messages.wording import with_interval
+from orchestrator.tracking import records
 
 NO_EVIDENCE = ("not_converged",)
 """Findings that speak of an attack's strength, not of the network's gradients."""
@@ -17,7 +17,7 @@ class Verified:
     """A trial's best network under the verification's attacks, on the first held-out images."""
 
     document: str
-    """All of it as JSON, as `orchestrator.measuring.measure_verified` gives it."""
+    """All of it as JSON, as `orchestrator.training.measuring.measure_verified` gives it."""
     attacks: list[str]
     """Names of the attacks, of which the worst case per image counts."""
     clean_accuracy: float

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator import storage
 from orchestrator.compare.runs import UNMASKED
 from orchestrator.config import to_dict
-from orchestrator.failures import failure_reason
+from orchestrator.messages.failures import failure_reason
 from orchestrator.search.note import trial_note
 from orchestrator.search.selection import VERIFYING, honest, ranked, why_lost
 from orchestrator.search.space import SearchConfig
@@ -103,7 +103,7 @@ def _start(search: SearchConfig, trial: Trial) -> Any:
     import ray
     from ray.train import Checkpoint
 
-    from orchestrator import measuring
+    from orchestrator.training import measuring
 
     asked, verify = search.resources, search.ladder.verify
     task = ray.remote(num_cpus=asked.cpus_per_worker, num_gpus=asked.gpus_per_worker)(

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config import tracking_uri
-from orchestrator.records import evaluation_label, ladder_label
+from orchestrator.messages.wording import percent, with_interval
 from orchestrator.search.selection import (
     VERIFYING,
     front,
@@ -21,8 +21,8 @@ from orchestrator.search.selection import (
     verified_summary,
 )
 from orchestrator.search.trial import Trial
-from orchestrator.train_view import print_where, test_line
-from orchestrator.wording import percent, with_interval
+from orchestrator.tracking.records import evaluation_label, ladder_label
+from orchestrator.training.view import print_where, test_line
 
 if TYPE_CHECKING:
     from orchestrator.search.result import SearchResult

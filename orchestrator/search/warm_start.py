@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import records
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import tracking_uri
@@ -21,7 +20,7 @@ from orchestrator.search.parameters import (
     Values,
 )
 from orchestrator.search.space import SearchConfig
-from orchestrator.tracking import DatasetPayload
+from orchestrator.tracking import DatasetPayload, records
 
 MUST_AGREE = ("model", "training.epochs", "evaluation.num_images")
 """Settings, or first parts of them, in which a trial must agree beside data and attack."""

@@ -16,10 +16,11 @@ from typing import Any
 
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from orchestrator import control, ending, storage
-from orchestrator.ending import Paused
-from orchestrator.failures import failure_reason
-from orchestrator.lease import LeaseLostError
+from orchestrator import storage
+from orchestrator.driver import control, ending
+from orchestrator.driver.ending import Paused
+from orchestrator.driver.lease import LeaseLostError
+from orchestrator.messages.failures import failure_reason
 from orchestrator.search import status
 from orchestrator.search.budget import Meter
 from orchestrator.search.trials import TrialBook

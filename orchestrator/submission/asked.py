@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morel_core.errors import MorelError
-from orchestrator.arguments import parser, split_overrides
 from orchestrator.cluster import check_scaling, check_tracking
+from orchestrator.commands.arguments import parser, split_overrides
 from orchestrator.commands.common import place, settings
 from orchestrator.config import RunConfig, compose
-from orchestrator.jobs import as_in_job, check_absolute, check_written
-from orchestrator.masking import masked_address
-from orchestrator.records import new_name
-from orchestrator.yaml_files import packaged
+from orchestrator.messages.masking import masked_address
+from orchestrator.settings.jobs import as_in_job, check_absolute, check_written
+from orchestrator.settings.yaml_files import packaged
+from orchestrator.tracking.records import new_name
 
 if TYPE_CHECKING:
     from orchestrator.search.space import SearchConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.revision import revision
+from orchestrator.provenance.revision import revision
 from orchestrator.submission import there
 from orchestrator.submission.asked import Asked, read_command
 from orchestrator.submission.upload import Upload, upload_of

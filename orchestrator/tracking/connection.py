@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from morel_core.errors import MorelError
-from orchestrator.masking import masked, masked_address
+from orchestrator.messages.masking import masked, masked_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

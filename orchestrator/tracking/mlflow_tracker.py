@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from morel_core.errors import MorelError
-from orchestrator.masking import masked, masked_address
+from orchestrator.messages.masking import masked, masked_address
 from orchestrator.tracking.connection import open_client, sqlite_path
 from orchestrator.tracking.events import (
     DatasetPayload,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from morel_core.errors import MorelError
-from orchestrator.masking import masked
+from orchestrator.messages.masking import masked
 from orchestrator.tracking.events import RegisterPayload
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import ray
 from documents import PAGES, ROOT, blocks, command_lines, complaints
 
 from orchestrator import cli, train, tune
-from orchestrator.arguments import parser, split_command, split_overrides
+from orchestrator.commands.arguments import parser, split_command, split_overrides
 from orchestrator.config import compose
 from orchestrator.validate import validate
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from documents import ROOT
 
-from orchestrator.arguments import parser
+from orchestrator.commands.arguments import parser
 from orchestrator.config import RunConfig, flatten, to_dict
 
 

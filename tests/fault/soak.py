@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 from mlflow import MlflowClient
 
-from orchestrator.revision import revision
+from orchestrator.provenance.revision import revision
 from orchestrator.search.resume import saved_trials
 from tests.fault.clusters import Cluster, events
 from tests.servers import free_port, kill_group, start_mlflow

@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from ray_heads import ROOT, Head
 
-from orchestrator.revision import revision
+from orchestrator.provenance.revision import revision
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.train import Checkpoint
 
-from orchestrator import measuring
+from orchestrator.training import measuring
 
 
 def measure_checkpoint(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:

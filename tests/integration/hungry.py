@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morel_core.models import MODELS, DigitsCnn, DigitsCnnConfig
-from orchestrator import measuring, worker
+from orchestrator.training import measuring, worker
 
 
 @dataclass(frozen=True, kw_only=True)

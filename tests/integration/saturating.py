@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from morel_core.models import MODELS, DigitsCnn, DigitsCnnConfig
-from orchestrator import measuring, worker
+from orchestrator.training import measuring, worker
 
 
 @dataclass(frozen=True, kw_only=True)

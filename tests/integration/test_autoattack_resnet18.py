@@ -13,9 +13,9 @@ from autoattack_cases import direct as call_package
 from PIL import Image
 
 from morel_core.attacks import AutoAttack
-from orchestrator.building import build
 from orchestrator.config import RunConfig
 from orchestrator.evaluate import evaluate_model
+from orchestrator.settings.building import build
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 

@@ -18,7 +18,7 @@ from orchestrator.campaign.definition import CampaignConfig, load_campaign
 from orchestrator.campaign.run import CampaignResult, run_campaign
 from orchestrator.cli import main
 from orchestrator.compare import comparison_table, load_runs
-from orchestrator.ending import Paused
+from orchestrator.driver.ending import Paused
 from orchestrator.search import status
 from orchestrator.search.operations import stop
 from orchestrator.search.space import SearchConfig

@@ -47,7 +47,7 @@ def test_differences_are_told_before_anything_starts(
     original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "orchestrator.records.environment_tags", lambda: {"morel.commit": "another"}
+        "orchestrator.tracking.records.environment_tags", lambda: {"morel.commit": "another"}
     )
     assert main(["reproduce", "once", "--check", f"storage_path={original}"]) == 3
     said = capsys.readouterr().err

@@ -12,9 +12,10 @@ import recorded
 import yaml
 
 from morel_core.errors import MorelError
-from orchestrator import fingerprint, identity, measuring, worker
+from orchestrator.provenance import fingerprint, identity
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
+from orchestrator.training import measuring, worker
 from orchestrator.tune import tune
 
 SPACE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 import recorded
 import yaml
 
-from orchestrator import control
+from orchestrator.driver import control
 from orchestrator.search import status
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search

@@ -14,7 +14,7 @@ from mlflow.artifacts import load_text
 from test_search_run import SMALL, search, space
 
 from morel_core.checkpoint import load_network, load_progress
-from orchestrator import control
+from orchestrator.driver import control
 from orchestrator.search.population import Population
 from orchestrator.search.result import SearchResult
 from orchestrator.search.trial import Trial

@@ -11,10 +11,10 @@ import recorded
 import saturating
 import yaml
 
-from orchestrator import measuring, worker
 from orchestrator.cli import main
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
+from orchestrator.training import measuring, worker
 from orchestrator.tune import tune
 
 CHEAP, FULL = "pgd2_linf_0.1_first40", "pgd5_linf_0.1"

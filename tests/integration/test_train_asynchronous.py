@@ -10,9 +10,11 @@ import pytest
 import recorded
 
 from morel_core import Trainer
-from orchestrator import asynchronous, records
 from orchestrator.config import RunConfig, compose
-from orchestrator.train import TrainResult, train
+from orchestrator.tracking import records
+from orchestrator.train import train
+from orchestrator.training import asynchronous
+from orchestrator.training.result import TrainResult
 
 ATTACK = "pgd3_linf_0.1"
 

@@ -9,7 +9,6 @@ import math
 import pytest
 from scipy import stats
 
-from orchestrator.building import build as build_run
 from orchestrator.campaign.note import campaign_note
 from orchestrator.campaign.outcomes import (
     MethodOutcome,
@@ -25,6 +24,7 @@ from orchestrator.config import RunConfig
 from orchestrator.notes import GAP, cell
 from orchestrator.search.budget import Cost
 from orchestrator.search.trial import Trial
+from orchestrator.settings.building import build as build_run
 
 ROBUST, CLEAN = "test.robust.pgd20_linf_0.1", "test.clean"
 FIXED = Registration(sha256="f" * 64, time="2026-01-01T00:00:00Z", commit="c" * 40, code="0" * 16)

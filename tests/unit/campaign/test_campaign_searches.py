@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from orchestrator import cli, control, lease
+from orchestrator import cli
 from orchestrator.campaign import run
+from orchestrator.driver import control, lease
 from orchestrator.search import status
 
 TUNED = {

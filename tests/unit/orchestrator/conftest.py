@@ -8,9 +8,9 @@ from fake_tune import SEARCH
 from tiny_evaluation import TINY
 
 from morel_core import Trainer
-from orchestrator.building import build
 from orchestrator.config import RunConfig
 from orchestrator.search.space import SearchConfig, load_search
+from orchestrator.settings.building import build
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
 
 

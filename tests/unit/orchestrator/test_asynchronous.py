@@ -2,9 +2,9 @@
 
 from types import SimpleNamespace
 
-from orchestrator.asynchronous import best_metrics, best_validated, score
 from orchestrator.config import compose, run_key
-from orchestrator.worker import SCORE, UNVALIDATED
+from orchestrator.training.asynchronous import best_metrics, best_validated, score
+from orchestrator.training.worker import SCORE, UNVALIDATED
 
 
 def measured(epoch, robust, **more):

@@ -10,7 +10,7 @@ from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.cleaning import clean
 from orchestrator.cli import main
-from orchestrator.lease import LeaseHeldError, held
+from orchestrator.driver.lease import LeaseHeldError, held
 from orchestrator.tracking import Journal
 
 

@@ -11,10 +11,10 @@ from tiny_evaluation import TINY
 from morel_core import MorelError, Trainer
 from morel_core.config import DataConfig
 from morel_core.data import Dataset, ImageFolderConfig, ImageFolderSource, load_data
-from orchestrator import staging
-from orchestrator.building import build
 from orchestrator.config import RunConfig, with_overrides
-from orchestrator.staging import Staged, packed, same_images, unpacked
+from orchestrator.settings.building import build
+from orchestrator.training import staging
+from orchestrator.training.staging import Staged, packed, same_images, unpacked
 
 EXTRA_SEED = 3
 

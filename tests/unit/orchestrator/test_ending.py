@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from orchestrator import control, ending, storage
+from orchestrator import storage
+from orchestrator.driver import control, ending
 from orchestrator.train import Pause
 
 COMMAND = """
 import sys, time
-from orchestrator.ending import closed_on_signal, interruptible, terminable
+from orchestrator.driver.ending import closed_on_signal, interruptible, terminable
 def close():
     print("closed", flush=True)
 def work():

@@ -10,14 +10,14 @@ from pyarrow import parquet
 
 from morel_core import MorelError
 from morel_core.checkpoint import MANIFEST
-from orchestrator import cli, records
-from orchestrator.building import build
+from orchestrator import cli
 from orchestrator.config import RunConfig
 from orchestrator.evaluate import Request, choose_attacks, evaluate_target
 from orchestrator.evaluation import targets
 from orchestrator.evaluation.targets import find_run, find_target
 from orchestrator.notes import train_note
-from orchestrator.tracking import Journal, MemoryTracker, Recorder
+from orchestrator.settings.building import build
+from orchestrator.tracking import Journal, MemoryTracker, Recorder, records
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from orchestrator.evaluation.view import (
     print_done,
     progress_line,
 )
-from orchestrator.wording import duration
+from orchestrator.messages.wording import duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

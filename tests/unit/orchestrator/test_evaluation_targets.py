@@ -10,10 +10,10 @@ from morel_core import MorelError
 from morel_core.data import load_data
 from morel_core.export import export_model
 from orchestrator import cli
-from orchestrator.building import build
 from orchestrator.config import RunConfig
 from orchestrator.evaluate import Request, evaluate_model, evaluate_target
 from orchestrator.evaluation.targets import find_target
+from orchestrator.settings.building import build
 
 SMALL = {f"data.{key}": value for key, value in TINY["data"].items()}
 RGB = SMALL | {"data.channels": 3, "data.image_size": 32}

@@ -20,8 +20,8 @@ from morel_core.models import MorelNet
 from orchestrator.cli import main
 from orchestrator.config import compose
 from orchestrator.evaluation.targets import find_target
-from orchestrator.export import export
-from orchestrator.model_card import model_card
+from orchestrator.taking_home.export import export
+from orchestrator.taking_home.model_card import model_card
 
 SMALL = [
     "training.epochs=1",

@@ -4,7 +4,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from morel_core.errors import ConfigError, MorelError
-from orchestrator.failures import failure_reason, out_of_memory, repeats
+from orchestrator.messages.failures import failure_reason, out_of_memory, repeats
 
 NESTED = """ray::MorelTrial.train() (pid=1, ip=127.0.0.1)
   File "worker.py", line 10, in step

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import morel_core
-from orchestrator import fingerprint
-from orchestrator.fingerprint import code_changes, code_hash, code_parts
+from orchestrator.provenance import fingerprint
+from orchestrator.provenance.fingerprint import code_changes, code_hash, code_parts
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from morel_core.errors import MorelError
-from orchestrator import identity
-from orchestrator.identity import check_identity
-from orchestrator.records import ended_record
+from orchestrator.provenance import identity
+from orchestrator.provenance.identity import check_identity
+from orchestrator.tracking.records import ended_record
 
 
 @pytest.fixture

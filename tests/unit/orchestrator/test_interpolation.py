@@ -4,7 +4,7 @@ import pytest
 
 from morel_core.errors import ConfigError, MorelError
 from orchestrator.config import compose
-from orchestrator.interpolation import number
+from orchestrator.settings.interpolation import number
 
 
 def test_variables_of_the_list_are_put_in(monkeypatch, tmp_path):

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from morel_core.errors import MorelError
-from orchestrator import lease, storage
-from orchestrator.lease import LeaseHeldError, LeaseLostError, held
+from orchestrator import storage
+from orchestrator.driver import lease
+from orchestrator.driver.lease import LeaseHeldError, LeaseLostError, held
 from orchestrator.tracking import Event, Journal, MemoryTracker, Recorder
 
 SECONDS = 1.5
@@ -22,8 +23,8 @@ SECONDS = 1.5
 # Holds the lease and writes an event whenever a line comes in; says what came of it.
 DRIVER = """
 import sys, time
-from orchestrator.ending import terminable
-from orchestrator.lease import held
+from orchestrator.driver.ending import terminable
+from orchestrator.driver.lease import held
 from orchestrator.tracking import Event, Journal, MemoryTracker, Recorder
 folder = sys.argv[1]
 journal = Journal(folder + "/journal")

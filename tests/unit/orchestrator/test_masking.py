@@ -3,11 +3,11 @@
 import pytest
 
 from morel_core.errors import ConfigError
-from orchestrator.building import build
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, compose
-from orchestrator.failures import failure_reason
-from orchestrator.masking import masked, masked_address
+from orchestrator.messages.failures import failure_reason
+from orchestrator.messages.masking import masked, masked_address
+from orchestrator.settings.building import build
 
 PLANTED = "s3cr3t-Pa55w0rd"
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morel_core.errors import MorelError
-from orchestrator.building import build
 from orchestrator.campaign.definition import load_campaign
 from orchestrator.config import RunConfig
 from orchestrator.evaluation.shards import file_name
 from orchestrator.search.operations import look, stop
 from orchestrator.search.space import load_search
+from orchestrator.settings.building import build
 from orchestrator.tracking.events import check_run_id
 
 WICKED = [

@@ -20,14 +20,14 @@ from morel_core.checkpoint import MANIFEST, load_network, load_optimizer, load_p
 from morel_core.config import DataConfig
 from morel_core.data import load_data
 from morel_core.data.extra import load_extra
-from orchestrator import identity
-from orchestrator.building import build
 from orchestrator.campaign.definition import load_campaign
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, compose
+from orchestrator.provenance import identity
 from orchestrator.search import status
 from orchestrator.search.operations import look
 from orchestrator.search.space import load_search
+from orchestrator.settings.building import build
 from orchestrator.tracking import Journal
 
 

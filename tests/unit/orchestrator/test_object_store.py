@@ -10,10 +10,11 @@ import pytest
 from object_store import ObjectStore, serve
 
 from morel_core.errors import MorelError
-from orchestrator import control, lease, storage
+from orchestrator import storage
 from orchestrator.config import compose
-from orchestrator.identity import check_identity
-from orchestrator.lease import LeaseHeldError, LeaseLostError, held
+from orchestrator.driver import control, lease
+from orchestrator.driver.lease import LeaseHeldError, LeaseLostError, held
+from orchestrator.provenance.identity import check_identity
 from orchestrator.tracking import Journal
 
 BUCKET = "s3://runs"

@@ -6,8 +6,9 @@ import time
 import pytest
 from fake_tune import FakeTrial, report, traceback
 
-from orchestrator import cli, control
+from orchestrator import cli
 from orchestrator.compare import RunRecord
+from orchestrator.driver import control
 from orchestrator.search import operations, status
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.watch import Watch

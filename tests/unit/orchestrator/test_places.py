@@ -5,7 +5,7 @@ from refusals import refusal
 
 from morel_core import ConfigError
 from orchestrator.config import absolute_storage, compose, tracking_uri
-from orchestrator.jobs import as_in_job
+from orchestrator.settings.jobs import as_in_job
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 

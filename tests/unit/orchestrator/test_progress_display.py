@@ -8,17 +8,17 @@ import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, epoch, report
 from rich.console import Console
 
-from orchestrator import train_view
-from orchestrator.records import ui_command
+from orchestrator.messages.wording import percent, with_interval
 from orchestrator.search.budget import Cost
 from orchestrator.search.result import SearchResult
 from orchestrator.search.selection import choose
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.view import SearchProgress, print_search, search_summary, trial_table
-from orchestrator.train import TrainResult
-from orchestrator.train_view import epoch_line, print_train, train_summary
-from orchestrator.wording import percent, with_interval
-from orchestrator.worker import WORST
+from orchestrator.tracking.records import ui_command
+from orchestrator.training import view as training_view
+from orchestrator.training.result import TrainResult
+from orchestrator.training.view import epoch_line, print_train, train_summary
+from orchestrator.training.worker import WORST
 
 
 @pytest.fixture
@@ -226,4 +226,4 @@ def test_epoch_lines():
 def test_numbers():
     assert (percent(0.93149), percent(None)) == ("93.1", "–")
     assert with_interval({}, "robust") == "–"
-    assert train_view.test_line({}) == "not measured"
+    assert training_view.test_line({}) == "not measured"

@@ -7,9 +7,9 @@ from pyarrow.fs import LocalFileSystem
 from ray.train import Checkpoint
 
 from morel_core import Trainer
-from orchestrator.building import build
 from orchestrator.config import RunConfig
-from orchestrator.recovery import SNAPSHOT, drop_torn_snapshot, newest_saved
+from orchestrator.settings.building import build
+from orchestrator.training.recovery import SNAPSHOT, drop_torn_snapshot, newest_saved
 
 TINY = {
     "data": {"name": "synthetic", "num_classes": 3, "image_size": 8, "channels": 1}

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from morel_core import MorelError
-from orchestrator import relay
-from orchestrator.building import build
 from orchestrator.config import RunConfig
+from orchestrator.settings.building import build
 from orchestrator.tracking import Journal, MemoryTracker, Recorder
+from orchestrator.training import relay
 
 
 @pytest.fixture

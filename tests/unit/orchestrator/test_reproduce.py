@@ -8,9 +8,14 @@ from typing import Any, cast
 import pytest
 
 from morel_core.errors import MorelError
-from orchestrator import reproduce
 from orchestrator.config import compose
-from orchestrator.reproduce import Difference, Plan, Reproduction, environment_differences
+from orchestrator.taking_home import reproduce
+from orchestrator.taking_home.reproduce import (
+    Difference,
+    Plan,
+    Reproduction,
+    environment_differences,
+)
 
 PLAN = cast(Plan, None)
 RESULT = cast(Any, None)

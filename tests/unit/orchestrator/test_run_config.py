@@ -11,7 +11,6 @@ from refusals import SECRET, refusal
 from morel_core import AttackConfig, ConfigError, MorelError
 from morel_core.data import SyntheticConfig
 from morel_core.models import DigitsCnnConfig, ExternalConfig
-from orchestrator.building import build
 from orchestrator.config import (
     RunConfig,
     compose,
@@ -20,7 +19,8 @@ from orchestrator.config import (
     to_dict,
     with_overrides,
 )
-from orchestrator.yaml_files import find_file, packaged, parse_overrides, read_yaml
+from orchestrator.settings.building import build
+from orchestrator.settings.yaml_files import find_file, packaged, parse_overrides, read_yaml
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from morel_core import (
 from morel_core.config import Precision, RungConfig, Scalarisation
 from morel_core.data import Augmentation, ImageFolderConfig, SyntheticConfig
 from morel_core.models import DigitsCnnConfig, ExternalConfig, ResNetConfig, WideResNetConfig
-from orchestrator.building import build
 from orchestrator.config import (
     CheckpointConfig,
     ClusterConfig,
@@ -32,6 +31,7 @@ from orchestrator.config import (
     to_dict,
     with_overrides,
 )
+from orchestrator.settings.building import build
 
 WEIGHT = st.floats(0, 1e6)
 POSITIVE = st.floats(1e-12, 1e6)

@@ -11,8 +11,8 @@ import torch
 from fake_tune import ATTACK, epoch
 
 from morel_core.data import load_data
-from orchestrator import records
 from orchestrator.config import RunConfig, compose, run_key
+from orchestrator.tracking import records
 from orchestrator.tracking.events import check_run_id
 
 

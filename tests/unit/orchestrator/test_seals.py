@@ -20,7 +20,7 @@ from orchestrator.search import seals
 from orchestrator.search.multi_worker_trial import MultiWorkerTrial
 from orchestrator.search.resume import TrialSource, saved_trials
 from orchestrator.search.searcher import SpaceSearcher
-from orchestrator.worker import MorelTrial
+from orchestrator.training.worker import MorelTrial
 
 SESSION, LATER = "2026-01-01_00-00-00", "2026-01-01_00-00-01"
 NAMES = [pattern.replace("*", LATER) for pattern in (*seals.SEALED, "callback-states-*.pkl")]
@@ -181,7 +181,9 @@ class Saved:
 @pytest.fixture
 def pickled(tmp_path, marker, monkeypatch):
     """A checkpoint with a dictionary that Tune would unpickle."""
-    monkeypatch.setattr("orchestrator.worker.newest_whole", lambda checkpoint: (checkpoint, ""))
+    monkeypatch.setattr(
+        "orchestrator.training.worker.newest_whole", lambda checkpoint: (checkpoint, "")
+    )
     folder = tmp_path / "checkpoint_000001"
     folder.mkdir()
     (folder / seals.PICKLED).write_bytes(pickle.dumps({"harm": Bait(marker)}))

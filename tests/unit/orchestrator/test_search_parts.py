@@ -11,7 +11,7 @@ from fake_tune import ATTACK
 
 from morel_core import ConfigError, MorelError
 from orchestrator import storage, tune
-from orchestrator.identity import check_identity
+from orchestrator.provenance.identity import check_identity
 from orchestrator.search.milestones import milestones
 from orchestrator.search.settings import ResourcesConfig, SchedulerConfig
 from orchestrator.search.space import load_search

@@ -6,15 +6,14 @@ from dataclasses import replace
 import pytest
 from fake_tune import ATTACK, FakeTrial, checkpoint, report, traceback
 
-from orchestrator import records
-from orchestrator.failures import FAILED
-from orchestrator.records import own_end
+from orchestrator.messages.failures import FAILED
 from orchestrator.search import trials
 from orchestrator.search.selection import choose
 from orchestrator.search.settings import SchedulerConfig
 from orchestrator.search.trial import STOP_REASON
 from orchestrator.search.trials import TrialBook
-from orchestrator.tracking import Journal, MemoryTracker, Recorder
+from orchestrator.tracking import Journal, MemoryTracker, Recorder, records
+from orchestrator.tracking.records import own_end
 
 
 class View:

@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 from fake_tune import FakeTrial, report, traceback
 
-from orchestrator import retries, train
-from orchestrator.building import build
+from orchestrator import train
 from orchestrator.config import with_overrides
-from orchestrator.failures import FAILED
+from orchestrator.messages.failures import FAILED
 from orchestrator.search.trial import run_of
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.view import SearchProgress
-from orchestrator.train_view import epoch_line
+from orchestrator.settings.building import build
+from orchestrator.training import retries
+from orchestrator.training.view import epoch_line
 
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB."
 

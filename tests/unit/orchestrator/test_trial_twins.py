@@ -12,8 +12,7 @@ from tiny_evaluation import TINY
 
 from morel_core import Trainer
 from morel_core.data import load_data
-from orchestrator import storage, tune, worker
-from orchestrator.building import build
+from orchestrator import storage, tune
 from orchestrator.config import RunConfig, to_dict, with_overrides
 from orchestrator.search import reuse, verify
 from orchestrator.search.goal import TRAIN_SECONDS
@@ -22,7 +21,9 @@ from orchestrator.search.settings import SchedulerConfig
 from orchestrator.search.trials import TrialBook
 from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.search.verified import Verified
-from orchestrator.worker import MorelTrial
+from orchestrator.settings.building import build
+from orchestrator.training import worker
+from orchestrator.training.worker import MorelTrial
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from fake_tune import FakeTrial, report
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from orchestrator import control, storage
+from orchestrator import storage
+from orchestrator.driver import control
 from orchestrator.search import status, watch
 from orchestrator.search.settings import BudgetConfig, ResourcesConfig
 from orchestrator.search.trials import TrialBook

@@ -10,13 +10,13 @@ from ray.tune.result import SHOULD_CHECKPOINT
 
 from morel_core import MorelError, Trainer
 from morel_core.checkpoint import MANIFEST, load_progress
-from orchestrator import worker
-from orchestrator.building import build
 from orchestrator.config import RunConfig, to_dict
-from orchestrator.failures import FAILED
-from orchestrator.measuring import measure_checkpoint, measure_final
+from orchestrator.messages.failures import FAILED
 from orchestrator.search.trial import IMPOSSIBLE
-from orchestrator.worker import MorelTrial, reports, scaling_config
+from orchestrator.settings.building import build
+from orchestrator.training import worker
+from orchestrator.training.measuring import measure_checkpoint, measure_final
+from orchestrator.training.worker import MorelTrial, reports, scaling_config
 
 TINY = {
     "data": {

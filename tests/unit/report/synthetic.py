@@ -15,10 +15,9 @@ from pyarrow import parquet
 
 from morel_core.evaluation import EvaluationResult, Outcome
 from morel_core.statistics import wilson_interval
-from orchestrator import records
 from orchestrator.config import compose, to_dict, with_overrides
 from orchestrator.search.verified import Verified
-from orchestrator.tracking import MlflowTracker, own_params
+from orchestrator.tracking import MlflowTracker, own_params, records
 from orchestrator.tracking.events import Event
 
 HOSTILE = "<script>alert('made')</script>"

@@ -9,7 +9,6 @@ import pytest
 from pyarrow import parquet
 from synthetic import ATTACK, Made, outcomes
 
-from orchestrator import records
 from orchestrator.report import evaluations, training_chart
 from orchestrator.report.aims import aims, ranges
 from orchestrator.report.answer import answer, verification_seconds
@@ -17,6 +16,7 @@ from orchestrator.report.ball import Ball, ball_of
 from orchestrator.report.data import Recorded
 from orchestrator.report.page import render
 from orchestrator.report.reading import TOP, load
+from orchestrator.tracking import records
 
 AUTOATTACK, APGD, WIDE = "autoattack_linf_0.1", "apgd-ce_linf_0.1", "pgd20_linf_0.3"
 

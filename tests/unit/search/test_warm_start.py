@@ -4,10 +4,10 @@ import pytest
 from optuna.trial import TrialState
 
 from morel_core.errors import MorelError
-from orchestrator import records
 from orchestrator.compare import RunRecord
 from orchestrator.search import warm_start
 from orchestrator.search.searcher import SpaceSearcher
+from orchestrator.tracking import records
 from orchestrator.tracking.mlflow_tracker import _param_text
 
 SPACE = """

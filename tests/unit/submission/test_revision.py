@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from orchestrator import records
-from orchestrator.revision import Revision, revision
+from orchestrator.provenance.revision import Revision, revision
+from orchestrator.tracking import records
 
 
 @pytest.fixture(autouse=True)

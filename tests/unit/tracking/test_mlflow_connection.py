@@ -8,7 +8,7 @@ import time
 import pytest
 
 from morel_core.errors import MorelError
-from orchestrator.masking import masked_address
+from orchestrator.messages.masking import masked_address
 from orchestrator.tracking import MlflowTracker
 from orchestrator.tracking.connection import open_client
 

@@ -4,7 +4,7 @@ import pytest
 
 from morel_core.errors import MorelError
 from orchestrator.compare import RunRecord
-from orchestrator.registration import _chosen, registration
+from orchestrator.taking_home.registration import _chosen, registration
 
 ATTACK, WORST = "pgd20_linf_0.1", "verified.robust.worst_case"
 HELD_OUT = {

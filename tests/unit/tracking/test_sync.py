@@ -8,10 +8,10 @@ import time
 import pytest
 
 from morel_core import MorelError
-from orchestrator import cli, records
+from orchestrator import cli
 from orchestrator.config import RunConfig, TrackingConfig
-from orchestrator.lease import held
-from orchestrator.tracking import Event, Journal, LateTracker, MemoryTracker, Recorder
+from orchestrator.driver.lease import held
+from orchestrator.tracking import Event, Journal, LateTracker, MemoryTracker, Recorder, records
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from orchestrator.config import RunConfig, tracking_uri
-from orchestrator.records import measured_with, ui_command
-from orchestrator.wording import percent, with_interval
+from orchestrator.messages.wording import percent, with_interval
+from orchestrator.tracking.records import measured_with, ui_command
 
 if TYPE_CHECKING:
-    from orchestrator.train import TrainResult
+    from orchestrator.training.result import TrainResult
 
 
 def epoch_line(metrics: Mapping[str, Any]) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import RunConfig, absolute_storage, tracking_uri, with_overrides
-from orchestrator.identity import FILE
-from orchestrator.lease import LeaseHeldError, held
-from orchestrator.masking import masked_address
+from orchestrator.driver.lease import LeaseHeldError, held
+from orchestrator.messages.masking import masked_address
+from orchestrator.provenance.identity import FILE
 from orchestrator.tracking import Event, Journal, MlflowTracker, replay
 
 

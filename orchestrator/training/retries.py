@@ -1,7 +1,7 @@
 """A trial that failed is run once more, from its last checkpoint; one out of memory in slices.
 
 Tune decides that it runs again. What is kept here, with Tune's trial, survives the driver. Errors
-that another attempt would only repeat never come here: see `orchestrator.worker.failed`.
+that another attempt would only repeat never come here: see `orchestrator.training.worker.failed`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from morel_core.errors import ConfigError
 from orchestrator.config import RunConfig, with_overrides
-from orchestrator.failures import failure_reason, out_of_memory
-from orchestrator.recovery import DAMAGED
+from orchestrator.messages.failures import failure_reason, out_of_memory
+from orchestrator.training.recovery import DAMAGED
 
 CHANGES = "changes"
 """Key of a Tune trial's config: settings that a retry changed, on top of the overrides."""
@@ -63,7 +63,7 @@ def retry_tags(lines: Sequence[str], own: RunConfig, report: Mapping[str, Any]) 
     Args:
         lines: why, of each time.
         own: the config that it is recorded with.
-        report: its newest, see `orchestrator.worker.circumstances`.
+        report: its newest, see `orchestrator.training.worker.circumstances`.
     """
     tags = {"morel.retry": "; ".join(lines)} if lines else {}
     if report.get(DAMAGED):

@@ -16,12 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from morel_core.errors import MorelError
-from orchestrator import ending, storage
+from orchestrator import storage
 from orchestrator.config import RunConfig, flatten, run_key, to_dict, tracking_uri
-from orchestrator.failures import failure_reason
-from orchestrator.jobs import in_job
-from orchestrator.masking import masked, masked_address
-from orchestrator.revision import revision
+from orchestrator.driver import ending
+from orchestrator.messages.failures import failure_reason
+from orchestrator.messages.masking import masked, masked_address
+from orchestrator.provenance.revision import revision
+from orchestrator.settings.jobs import in_job
 from orchestrator.tracking import (
     DatasetPayload,
     Journal,

@@ -15,11 +15,10 @@ from typing import Any
 from ray.train import UserCallback
 from ray.util.queue import Queue
 
-from orchestrator import records
 from orchestrator.cluster import on_this_node
 from orchestrator.config import RunConfig
-from orchestrator.recovery import DAMAGED
-from orchestrator.tracking import Recorder
+from orchestrator.tracking import Recorder, records
+from orchestrator.training.recovery import DAMAGED
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 END = "end"

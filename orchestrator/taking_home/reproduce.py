@@ -15,15 +15,16 @@ from typing import Any
 
 from morel_core.data import load_data
 from morel_core.errors import ConfigError, MorelError
-from orchestrator import records
-from orchestrator.building import build
 from orchestrator.compare import RunRecord
 from orchestrator.compare.runs import LINEAGE
 from orchestrator.config import RunConfig, tracking_uri, with_overrides
 from orchestrator.evaluation.targets import find_run
+from orchestrator.settings.building import build
+from orchestrator.settings.yaml_files import read_yaml
+from orchestrator.tracking import records
 from orchestrator.tracking.connection import open_client
-from orchestrator.train import MAY_CHANGE, OnEpoch, TrainResult, train
-from orchestrator.yaml_files import read_yaml
+from orchestrator.train import MAY_CHANGE, OnEpoch, train
+from orchestrator.training.result import TrainResult
 
 REPRODUCES, FORKED = "morel.reproduces", "morel.forked_from"
 OF_AN_EPOCH = ("holdout.", "loss.")

@@ -10,7 +10,7 @@ from typing import Any
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import flatten
-from orchestrator.fingerprint import code_changes, code_parts
+from orchestrator.provenance.fingerprint import code_changes, code_parts
 
 FILE = "definition.json"
 CODE, CHANGES = "code", "code_changes"

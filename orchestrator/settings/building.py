@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from morel_core.catalogue import DATASETS, MODELS
 from morel_core.errors import ConfigError, MorelError
 from morel_core.registry import suggestion
-from orchestrator.interpolation import number
+from orchestrator.settings.interpolation import number
 
 T = TypeVar("T")
 Scalar = str | int | float | None

@@ -297,7 +297,7 @@ def evaluate_options(sub: argparse.ArgumentParser) -> None:
 
 def radius(text: str) -> float:
     """``8/255`` or ``0.03`` as a number."""
-    from orchestrator.interpolation import number
+    from orchestrator.settings.interpolation import number
 
     try:
         return float(number(text))

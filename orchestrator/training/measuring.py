@@ -18,7 +18,7 @@ from morel_core.attacks.catalogue import make_attacks
 from morel_core.evaluation import examine, suspicious
 from morel_core.export import export_model
 from morel_core.statistics import wilson_interval
-from orchestrator.worker import config_from, set_threads
+from orchestrator.training.worker import config_from, set_threads
 
 
 def load_best(values: dict[str, Any], checkpoint: train.Checkpoint) -> Trainer:

@@ -13,12 +13,12 @@ import ray
 from ray.train import Checkpoint, Result, ValidationConfig
 
 from morel_core.errors import MorelError
-from orchestrator import records
 from orchestrator.config import RunConfig, to_dict
-from orchestrator.failures import failure_reason
-from orchestrator.measuring import measure_checkpoint
-from orchestrator.relay import FAILED, VALIDATED
-from orchestrator.worker import SCORE
+from orchestrator.messages.failures import failure_reason
+from orchestrator.tracking import records
+from orchestrator.training.measuring import measure_checkpoint
+from orchestrator.training.relay import FAILED, VALIDATED
+from orchestrator.training.worker import SCORE
 
 TIE = 1e-9
 """Less than any two accuracies that differ are apart, even times the number of epochs."""

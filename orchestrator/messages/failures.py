@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.masking import masked
+from orchestrator.messages.masking import masked
 
 ERROR_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*)$")
 LONGEST = 500

@@ -16,7 +16,7 @@ from morel_core.registry import suggestion
 def packaged(kind: str) -> dict[str, Path]:
     """The YAML files that come with the project: ``kind`` is "recipes" or "search_spaces"."""
     # Beside this package, in a checkout as in an installation.
-    folder = Path(__file__).parents[1] / kind
+    folder = Path(__file__).parents[2] / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

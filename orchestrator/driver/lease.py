@@ -28,7 +28,7 @@ from pathlib import Path
 
 from morel_core.errors import MorelError
 from orchestrator import storage
-from orchestrator.ending import interrupt_main
+from orchestrator.driver.ending import interrupt_main
 
 BEATS = 3
 """Heartbeats in the time that a lease lasts."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from morel_core.errors import MorelError
-from orchestrator.masking import is_secret
+from orchestrator.messages.masking import is_secret
 
 DECIMAL = r"\s*(\d+\.?\d*|\.\d+)\s*"
 FRACTION = re.compile(rf"^(?:\$\{{frac:{DECIMAL},{DECIMAL}\}}|{DECIMAL}/{DECIMAL})$")

@@ -17,18 +17,18 @@ from morel_core import MorelError, Trainer
 from morel_core.data import Dataset
 from morel_core.distributed import world_size
 from morel_core.micro_batches import has_batchnorm
-from orchestrator.building import build
 from orchestrator.config import RunConfig, with_overrides
-from orchestrator.control import is_paused
-from orchestrator.failures import FAILED, failure_reason, repeats
-from orchestrator.lease import Fence
-from orchestrator.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
-from orchestrator.retries import CHANGES
+from orchestrator.driver.control import is_paused
+from orchestrator.driver.lease import Fence
+from orchestrator.messages.failures import FAILED, failure_reason, repeats
 from orchestrator.search.goal import TRAIN_SECONDS
 from orchestrator.search.seals import check_checkpoint
 from orchestrator.search.trial import IMPOSSIBLE, TRAINED, TWIN
 from orchestrator.search.twins import Twin, Twins, take_over, whole
-from orchestrator.staging import Staged, same_images
+from orchestrator.settings.building import build
+from orchestrator.training.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
+from orchestrator.training.retries import CHANGES
+from orchestrator.training.staging import Staged, same_images
 
 # Schedulers and searchers need a number from every trial: a diverged one reports the worst.
 WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from morel_core.errors import MorelError
-from orchestrator import records, storage
+from orchestrator import storage
 from orchestrator.compare import RunRecord, load_runs
 from orchestrator.compare.runs import UNMASKED
 from orchestrator.config import RunConfig, check_name, tracking_uri, with_overrides
+from orchestrator.driver.lease import held
 from orchestrator.evaluation.targets import find_run, find_target
-from orchestrator.lease import held
 from orchestrator.notes import accuracy_table, clean, counted, headline, strongest
-from orchestrator.tracking import ModelPayload, Recorder, RegisterPayload
+from orchestrator.tracking import ModelPayload, Recorder, RegisterPayload, records
 from orchestrator.tracking.connection import open_client
 from orchestrator.tracking.registry import CHAMPION, PROTOCOL, SCORE, version_of
 

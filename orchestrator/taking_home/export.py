@@ -35,7 +35,7 @@ from morel_core.ladder import Ladder
 from morel_core.models import MorelNet
 from orchestrator.evaluate import Request, check_images
 from orchestrator.evaluation.targets import Target
-from orchestrator.model_card import model_card
+from orchestrator.taking_home.model_card import model_card
 
 MLFLOW = "mlflow_model"
 CARD, EVALUATION = "README.md", "evaluation.json"

@@ -1,0 +1,1 @@
+"""What is shown and recorded, as text: numbers, errors, nothing secret."""
