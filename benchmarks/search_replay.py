@@ -35,8 +35,8 @@ import torch
 from benchmarks.measure import RESULTS, record, settings, write
 from benchmarks.search_table import SPACE, key
 from morel_core.statistics import binomial_tail, paired_t
+from orchestrator.compare.pareto import hypervolume
 from orchestrator.search.parameters import Values
-from orchestrator.search.pareto import hypervolume
 from orchestrator.search.schedulers import make_scheduler
 from orchestrator.search.searcher import SpaceSearcher
 from orchestrator.search.space import SearchConfig, load_search

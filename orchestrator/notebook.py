@@ -99,7 +99,7 @@ def front_figure(frame: DataFrame, *, test: bool = False) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    from orchestrator.search.pareto import front
+    from orchestrator.compare.pareto import front
 
     attack = "test_attack" if test else "attack"
     x, y = (f"{'test_' if test else ''}{kind}_accuracy" for kind in ("clean", "robust"))

@@ -28,13 +28,13 @@ from orchestrator.driver.lease import Fence, held
 from orchestrator.messages.failures import failure_reason, out_of_memory, repeats, storage_failed
 from orchestrator.notes import train_note
 from orchestrator.provenance.identity import check_identity
+from orchestrator.settings.fits import check_fits
 from orchestrator.tracking import Recorder, records
 from orchestrator.tracking.recorder import Past
 from orchestrator.training.recovery import drop_torn_snapshot
 from orchestrator.training.result import TrainResult
 from orchestrator.training.retries import in_more_slices, retry_tags
 from orchestrator.training.staging import stage
-from orchestrator.validate import check_fits
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 # A resumed run may go on elsewhere, with more workers, and for longer.
@@ -301,6 +301,7 @@ def _run_workers(
 
     from orchestrator.training import asynchronous, worker
     from orchestrator.training.relay import Listener, Relay
+    from orchestrator.training.reports import SCORE
 
     listener = Listener(config, recorder, run_id, on_epoch)
     beside = config.evaluation.asynchronous
@@ -315,7 +316,7 @@ def _run_workers(
             storage_path=config.storage_path,
             callbacks=[Relay(listener.queue)],
             checkpoint_config=ray_train.CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=worker.SCORE if beside else None
+                num_to_keep=2, checkpoint_score_attribute=SCORE if beside else None
             ),
             # Nodes that were preempted are replaced without end; see `_run_to_the_end` for others.
             failure_config=ray_train.FailureConfig(controller_failure_limit=3),

@@ -34,13 +34,13 @@ from orchestrator.search.selection import choose
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trial import Trial, trial_folder_name
 from orchestrator.search.trials import TrialBook, View
-from orchestrator.search.twins import Twins
 from orchestrator.search.verify import record_verified, verify_candidates
 from orchestrator.search.warm_start import Known, KnownTrial, known_trials
 from orchestrator.search.watch import Watch
+from orchestrator.settings.fits import check_fits
 from orchestrator.tracking import DatasetPayload, records
 from orchestrator.training.staging import Staged, stage
-from orchestrator.validate import check_fits
+from orchestrator.training.twins import Twins
 
 # A resumed search may run elsewhere; what it searches stays.
 MAY_CHANGE = {
@@ -296,8 +296,8 @@ def make_trainable(
     from ray import tune as ray_tune
 
     from orchestrator.search.multi_worker_trial import MultiWorkerTrial
+    from orchestrator.search.one_worker_trial import MorelTrial
     from orchestrator.search.population_trial import population_trial
-    from orchestrator.training import worker
 
     training, evaluation = search.base.training, search.base.evaluation
     given = {
@@ -315,7 +315,7 @@ def make_trainable(
         # The workers ask for theirs themselves: this is the driver function's alone.
         driver = ray_tune.PlacementGroupFactory([driver_resources()])
         return ray_tune.with_resources(trainable, driver)
-    trainable = ray_tune.with_parameters(worker.MorelTrial, twins=twins, **given)
+    trainable = ray_tune.with_parameters(MorelTrial, twins=twins, **given)
     resources = {"CPU": float(asked.cpus_per_worker), "GPU": float(asked.gpus_per_worker)}
     return ray_tune.with_resources(trainable, resources)
 

@@ -1,4 +1,4 @@
-"""Check recipes and search spaces without running anything, and configs against their data."""
+"""Check recipes and search spaces without running anything."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from morel_core.config import ExperimentConfig
-from morel_core.errors import check
 from orchestrator.campaign.definition import CampaignConfig, load_campaign, plan
 from orchestrator.config import compose, run_key
 from orchestrator.search.space import load_search
 from orchestrator.settings.yaml_files import packaged, read_yaml
 
 if TYPE_CHECKING:
-    from morel_core.data import Dataset
+    pass
 
 Kind = Literal["recipe", "search", "campaign"]
 
@@ -39,24 +37,6 @@ def validate(names: Sequence[str], overrides: Sequence[str] = ()) -> list[dict[s
     """
     names = names or [*packaged("recipes"), *packaged("search_spaces")]
     return [_check(name, overrides) for name in names]
-
-
-def check_fits(config: ExperimentConfig, data: Dataset) -> None:
-    """Build the network and compare sizes, so that a mistake costs no start of Ray.
-
-    Raises:
-        ConfigError, MorelError: the data has fewer images than a batch, or the model cannot be
-            built for them.
-    """
-    from morel_core.models import build_net
-
-    check(
-        config.training.batch_size <= len(data.train),
-        "training.batch_size",
-        config.training.batch_size,
-        f"at most the {len(data.train)} training images of data.name = {data.name!r}",
-    )
-    build_net(config.model, num_classes=data.num_classes, shape=data.shape, seed=config.seed)
 
 
 def _check(name: str, overrides: Sequence[str]) -> dict[str, str]:

@@ -38,9 +38,9 @@ from orchestrator.provenance.revision import revision
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, check_resources
 from orchestrator.search.trials import View
+from orchestrator.settings.fits import check_fits
 from orchestrator.tracking import Recorder, records
 from orchestrator.tune import tune
-from orchestrator.validate import check_fits
 
 # A resumed campaign may find its data elsewhere; what it compares stays.
 MAY_CHANGE = {"base.data.root", "base.data.download"}

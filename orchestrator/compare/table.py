@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from morel_core.errors import ConfigError
+from orchestrator.compare.pareto import front
 from orchestrator.compare.runs import (
     LINEAGE,
     RunRecord,
@@ -16,7 +17,6 @@ from orchestrator.compare.runs import (
     shared_attacks,
     varied_params,
 )
-from orchestrator.search.pareto import front
 
 Sort = Literal[
     "robust_accuracy",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.compare import pareto
 from orchestrator.compare.runs import UNMASKED, RunRecord, Score
-from orchestrator.search import pareto
 
 if TYPE_CHECKING:
     from orchestrator.campaign.report import Report

@@ -18,9 +18,9 @@ from orchestrator.search.cost import Passes, run_passes, time_pass
 from orchestrator.search.searcher import SpaceSearcher
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.warm_start import KnownTrial, known_trials
+from orchestrator.settings.fits import check_fits
 from orchestrator.tracking import records
 from orchestrator.tune import fitting
-from orchestrator.validate import check_fits
 
 SHOWN = 5
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from orchestrator import storage
-from orchestrator.search import front_picture, pareto
+from orchestrator.compare import pareto
+from orchestrator.search import front_picture
 from orchestrator.search.selection import accuracies, eligible, front, verified_summary
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.search.settings import Constraint, GoalConfig
+from orchestrator.training.keys import TRAIN_SECONDS
 
 ACCURACIES = ("clean_accuracy", "robust_accuracy")
-TRAIN_SECONDS = "train_seconds"
-"""Key of a report: what all epochs of its network took, those that a twin had trained too."""
 
 
 def values(goal: GoalConfig, report: Mapping[str, Any]) -> list[float] | None:

@@ -21,21 +21,15 @@ from orchestrator.cluster import address_passed_on, on_this_node, watched_for_ha
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.driver.lease import Fence
 from orchestrator.messages.failures import failure_reason, repeats
+from orchestrator.search.attempt import failed, run_of
 from orchestrator.search.reports import END, Reports
 from orchestrator.search.seals import check_checkpoint
-from orchestrator.search.twins import Twins, whole
 from orchestrator.tracking.records import own_end
 from orchestrator.training.recovery import drop_torn_snapshot
 from orchestrator.training.retries import CHANGES
 from orchestrator.training.staging import Staged
-from orchestrator.training.worker import (
-    config_from,
-    failed,
-    run_of,
-    scaling_config,
-    torch_config,
-    train_loop,
-)
+from orchestrator.training.twins import Twins, whole
+from orchestrator.training.worker import config_from, scaling_config, torch_config, train_loop
 
 
 class MultiWorkerTrial(tune.Trainable):

@@ -18,10 +18,10 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from orchestrator import storage
+from orchestrator.compare.pareto import best_first, ranks
 from orchestrator.search import goal
 from orchestrator.search.exploration import explore
 from orchestrator.search.milestones import milestones
-from orchestrator.search.pareto import best_first, ranks
 from orchestrator.search.population import Exchange, Place, Population, workers_name
 from orchestrator.search.space import SearchConfig
 from orchestrator.tracking import records

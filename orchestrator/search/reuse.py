@@ -7,7 +7,7 @@ import logging
 from orchestrator.provenance.fingerprint import code_hash
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial, run_of
-from orchestrator.search.twins import Twin, Twins
+from orchestrator.training.twins import Twin, Twins
 
 _logger = logging.getLogger(__name__)
 

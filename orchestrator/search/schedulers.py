@@ -22,8 +22,8 @@ from ray.tune.schedulers import (
 )
 
 from orchestrator import storage
+from orchestrator.compare.pareto import best_first, ranks
 from orchestrator.search.milestones import milestones
-from orchestrator.search.pareto import best_first, ranks
 from orchestrator.search.pbt import PopulationTraining
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import STOP_REASON

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.compare import pareto
 from orchestrator.messages.wording import with_interval
-from orchestrator.search import goal, pareto
+from orchestrator.search import goal
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial
 from orchestrator.tracking import records

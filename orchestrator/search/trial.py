@@ -9,14 +9,10 @@ from typing import Any, Literal
 from orchestrator.config import RunConfig, with_overrides
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.verified import Verified
+from orchestrator.training.keys import TWIN
 
 STOP_REASON = "morel_stop_reason"
 """Attribute of a Tune trial, kept with it: its scheduler says there why it stopped the trial."""
-
-TWIN = "twin"
-"""Key of a report: the run id of the trial whose training was taken over …"""
-TRAINED = "trained"
-"""… and up to which epoch the network in place is trained, whatever epoch is told of again."""
 
 IMPOSSIBLE = "impossible"
 """Key of a trial's config: why its point has no settings that a run could have."""

@@ -21,8 +21,9 @@ from orchestrator.search import goal
 from orchestrator.search.parameters import is_number
 from orchestrator.search.population import Population
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trial import NUMBER, POINT, STOP_REASON, TRAINED, State, Trial, run_name
+from orchestrator.search.trial import NUMBER, POINT, STOP_REASON, State, Trial, run_name
 from orchestrator.tracking import Recorder, own_params, own_tags, records
+from orchestrator.training.keys import TRAINED
 from orchestrator.training.recovery import DAMAGED
 from orchestrator.training.retries import CHANGES, error_text, note_retry, retries, retry_tags
 

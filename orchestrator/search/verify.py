@@ -21,10 +21,10 @@ from orchestrator.search.selection import VERIFYING, honest, ranked, why_lost
 from orchestrator.search.space import SearchConfig
 from orchestrator.search.trial import Trial, run_of
 from orchestrator.search.trials import TrialBook
-from orchestrator.search.twins import Twins
 from orchestrator.search.verified import Verified
 from orchestrator.tracking import Recorder
 from orchestrator.tracking.recorder import Past
+from orchestrator.training.twins import Twins
 
 
 def verify_candidates(search: SearchConfig, book: TrialBook, twins: Twins | None = None) -> None:

@@ -18,7 +18,7 @@ from orchestrator.messages.failures import failure_reason
 from orchestrator.tracking import records
 from orchestrator.training.measuring import measure_checkpoint
 from orchestrator.training.relay import FAILED, VALIDATED
-from orchestrator.training.worker import SCORE
+from orchestrator.training.reports import SCORE
 
 TIE = 1e-9
 """Less than any two accuracies that differ are apart, even times the number of epochs."""

@@ -1,7 +1,7 @@
 """A trial that failed is run once more, from its last checkpoint; one out of memory in slices.
 
 Tune decides that it runs again. What is kept here, with Tune's trial, survives the driver. Errors
-that another attempt would only repeat never come here: see `orchestrator.training.worker.failed`.
+that another attempt would only repeat never come here: see `orchestrator.search.attempt.failed`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def retry_tags(lines: Sequence[str], own: RunConfig, report: Mapping[str, Any]) 
     Args:
         lines: why, of each time.
         own: the config that it is recorded with.
-        report: its newest, see `orchestrator.training.worker.circumstances`.
+        report: its newest, see `orchestrator.training.reports.circumstances`.
     """
     tags = {"morel.retry": "; ".join(lines)} if lines else {}
     if report.get(DAMAGED):

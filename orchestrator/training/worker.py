@@ -4,77 +4,28 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ray import train, tune
+from ray import train
 from ray.train.torch import TorchConfig
-from ray.tune.result import SHOULD_CHECKPOINT
 
-from morel_core import MorelError, Trainer
-from morel_core.data import Dataset
+from morel_core import Trainer
 from morel_core.distributed import world_size
-from morel_core.micro_batches import has_batchnorm
-from orchestrator.config import RunConfig, with_overrides
+from orchestrator.config import RunConfig
 from orchestrator.driver.control import is_paused
 from orchestrator.driver.lease import Fence
-from orchestrator.messages.failures import FAILED, failure_reason, repeats
-from orchestrator.search.goal import TRAIN_SECONDS
-from orchestrator.search.seals import check_checkpoint
-from orchestrator.search.trial import IMPOSSIBLE, TRAINED, TWIN
-from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.settings.building import build
-from orchestrator.training.recovery import DAMAGED, checkpoint_to_start_from, draining, newest_whole
-from orchestrator.training.retries import CHANGES
-from orchestrator.training.staging import Staged, same_images
-
-# Schedulers and searchers need a number from every trial: a diverged one reports the worst.
-WORST = {"robust_accuracy": 0.0, "clean_accuracy": 0.0}
-# Ray Train keeps the checkpoints of highest score; one that nobody has measured yet has the lowest.
-SCORE = "validation_score"
-UNVALIDATED = {SCORE: -1.0}
+from orchestrator.training.recovery import checkpoint_to_start_from
+from orchestrator.training.reports import circumstances, reports, up_to
+from orchestrator.training.staging import Staged
+from orchestrator.training.twins import Twin, take_over
 
 
 def set_threads(cpus: float) -> None:
     """Use as many threads as CPUs were given; more would fight with other trials."""
     torch.set_num_threads(max(1, int(cpus)))
-
-
-def reports(trainer: Trainer, again: Sequence[dict[str, float]] = ()) -> Iterator[dict[str, Any]]:
-    """The remaining run as reports: the newest metrics, and all ``epochs`` since the last report.
-
-    The epochs ``again``, which are trained but which nobody knows of, are reported first.
-
-    A report comes after each measured epoch, so that every report carries the accuracies; a run
-    that diverges ends with the worst ones and ``diverged = 1``. With ``evaluation.asynchronous``
-    there are none yet.
-    """
-    since: list[dict[str, float]] = []
-    later = trainer.config.evaluation.asynchronous
-    for place, metrics in enumerate(chain(again, trainer.epochs())):
-        since.append(metrics)
-        ended = trainer.done and place >= len(again) - 1
-        if "robust_accuracy" in metrics or ended or (later and trainer.is_measured):
-            spent = train_seconds(trainer.history, int(metrics["epoch"]))
-            numbers = {**metrics, TRAIN_SECONDS: spent, "epochs": since}
-            yield {**(UNVALIDATED if later else WORST), **numbers}
-            since = []
-
-
-def train_seconds(history: Sequence[Mapping[str, float]], last: int) -> float:
-    """What epochs up to ``last`` took, with their measurements, whoever trained them and when."""
-    keys = ("seconds", "seconds_evaluation")
-    return sum(m.get(key, 0.0) for m in history if m["epoch"] <= last for key in keys)
-
-
-def up_to(last: int | None, reports: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The reports up to that of epoch ``last``; None: all."""
-    for report in reports:
-        yield report
-        if report["epoch"] == last:
-            return
 
 
 def config_from(values: Mapping[str, Any]) -> RunConfig:
@@ -146,175 +97,6 @@ def train_loop(loop_config: dict[str, Any]) -> None:
                 validation=task if validated else False,
             )
         saved = time.monotonic()
-
-
-def circumstances(trainer: Trainer, twin: Twin | None = None, damaged: str = "") -> dict[str, Any]:
-    """What a report says beside the numbers: where and how they were made, and by whom."""
-    slices = trainer.config.training.micro_batches
-    return {
-        "device": device_name(trainer.device),
-        **elastic(trainer),
-        "batchnorm_slices": slices if slices > 1 and has_batchnorm(trainer.net) else 0,
-        **({DAMAGED: damaged} if damaged else {}),
-        **({TWIN: twin.run_id, TRAINED: trainer.epoch} if twin is not None else {}),
-    }
-
-
-def elastic(trainer: Trainer) -> dict[str, Any]:
-    """Of an elastic run: ``workers``, how many trained it and when, and if that shows in BatchNorm.
-
-    ``batchnorm_workers`` is ``workers`` where there were several numbers and the net has BatchNorm.
-    """
-    counts = [(int(m["epoch"]), int(m["workers"])) for m in trainer.history if "workers" in m]
-    changes = [
-        f"{count} from epoch {epoch} on"
-        for place, (epoch, count) in enumerate(counts)
-        if place == 0 or count != counts[place - 1][1]
-    ]
-    if not changes:
-        return {}
-    workers = ", ".join(changes)
-    shows = len(changes) > 1 and has_batchnorm(trainer.net)
-    return {"workers_by_epoch": workers, **({"batchnorm_workers": workers} if shows else {})}
-
-
-def failed(error: Exception) -> dict[str, Any]:
-    """The last report of a trial that another attempt would not help: why, and the worst numbers.
-
-    Raised as an error, Tune would run it once more.
-    """
-    return {**WORST, "epoch": 0, "epochs": [], FAILED: failure_reason(error)}
-
-
-def run_of(base: RunConfig, config: Mapping[str, Any]) -> RunConfig:
-    """The run of a trial: ``base`` with what Tune's config overrides, and what retries changed.
-
-    Raises `MorelError` where there is no such run.
-    """
-    if IMPOSSIBLE in config:
-        raise MorelError(config[IMPOSSIBLE])
-    return with_overrides(base, {**config["overrides"], **config.get(CHANGES, {})})
-
-
-def device_name(device: Any) -> str:
-    """``cpu`` or the GPU's name."""
-    device = torch.device(device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-class MorelTrial(tune.Trainable):
-    """A one-worker trial inside a Tune actor, which is reused from trial to trial."""
-
-    def setup(
-        self,
-        config: dict[str, Any],
-        base: dict[str, Any] | None = None,
-        milestones: list[int] | None = None,
-        staged: Staged | None = None,
-        twins: Twins | None = None,
-        fence: Fence | None = None,
-    ) -> None:
-        """Build the trainer of this trial: the search's base config with the trial's overrides."""
-        if base is not None:
-            self.base = config_from(base)
-            self.milestones = milestones or []
-            self.staged, self.twins, self.fence = staged, twins, fence
-            self.data: Dataset | None = None
-        self.failure: MorelError | None = None
-        self.changed = bool(config.get(CHANGES))
-        try:
-            self._begin(run_of(self.base, config))
-        except MorelError as error:
-            self.failure = error
-
-    def _begin(self, run: RunConfig) -> None:
-        set_threads(run.scaling.cpus_per_worker)
-        device = "cuda" if run.scaling.gpus_per_worker > 0 else "cpu"
-        if self.data is None or not same_images(run.data, self.run_config.data):
-            self.data = self.staged.take(run.data, device) if self.staged is not None else None
-        self.run_config = run
-        self.trainer = Trainer(run, data=self.data, device=device)
-        if self.staged is not None:
-            self.staged.check(run.data, self.trainer.data)
-        self.known_epoch: int | None = None
-        self.data = self.trainer.data
-        self.damaged = ""
-        self.twin = whole(self.twins.find(run)) if self.twins is not None else None
-        self.reports = reports(self.trainer, take_over(self.trainer, self.twin))
-        self.saved = time.monotonic()
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial into this process, with the data already loaded."""
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Train to the next measured epoch."""
-        try:
-            if self.failure is not None:
-                raise self.failure
-            report = next(self.reports)
-        except Exception as error:
-            again = not repeats(failure_reason(error), changed=self.changed)
-            if again and not isinstance(error, MorelError):
-                raise
-            return {**failed(error), "done": True}
-        done = self.trainer.done and report["epoch"] == self.trainer.epoch
-        due = time.monotonic() - self.saved >= self.run_config.checkpoint.every_seconds
-        due |= report["epoch"] in self.milestones or done or draining()
-        due &= report["epoch"] == self.trainer.epoch  # else it is told again, and trained further
-        return {
-            **report,
-            **circumstances(self.trainer, self.twin, self.damaged),
-            "done": done,
-            SHOULD_CHECKPOINT: due,
-        }
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the trainer's own checkpoint into Tune's folder."""
-        if self.failure is not None:  # Tune saves at the end of every trial
-            return
-        if self.fence is not None:
-            self.fence.check()
-        self.trainer.save(checkpoint_dir)
-        self.saved = time.monotonic()
-
-    def restore(self, checkpoint_path: Any) -> None:
-        """Go on from the checkpoint that Tune names, or from the newest whole one beside it.
-
-        What that one has seen more is reported anew; what it has seen less is trained again.
-
-        Args:
-            checkpoint_path: Tune's result of a save: a checkpoint, and the report it followed.
-        """
-        saved = checkpoint_path
-        self.known_epoch = saved.metrics.get("epoch")
-        start, self.damaged = newest_whole(saved.checkpoint)
-        if start is None:
-            return
-        try:
-            check_checkpoint(start)
-        except MorelError as error:
-            self.failure = error
-            return
-        super().restore(type(saved)(start, saved.metrics))
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from a checkpoint of this or of a donor trial."""
-        if self.failure is not None:
-            return
-        try:
-            self.trainer.load(checkpoint)
-        except MorelError as error:
-            self.failure = error
-            return
-        known = self.trainer.epoch if self.known_epoch is None else self.known_epoch
-        again = [metrics for metrics in self.trainer.history if metrics["epoch"] > known]
-        if not again:  # else it may have been saved while its twin's epochs were told again
-            self.twin = None
-        if self.trainer.done and not again:  # Tune was not told of the end: it hears it again
-            again = self.trainer.history[-1:]
-        self.reports = reports(self.trainer, again)
 
 
 def torch_config(config: RunConfig) -> TorchConfig:

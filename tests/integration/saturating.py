@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from morel_core.models import MODELS, DigitsCnn, DigitsCnnConfig
-from orchestrator.training import measuring, worker
+from orchestrator.search import one_worker_trial
+from orchestrator.training import measuring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ def saturating(
     return Saturating(config, num_classes, shape[0])
 
 
-class Trial(worker.MorelTrial):
-    """`worker.MorelTrial`, in a process that knows the model."""
+class Trial(one_worker_trial.MorelTrial):
+    """`one_worker_trial.MorelTrial`, in a process that knows the model."""
 
 
 def measure_verified(*arguments: Any) -> str:

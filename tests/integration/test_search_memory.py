@@ -13,9 +13,10 @@ import yaml
 
 from morel_core.errors import MorelError
 from orchestrator.provenance import fingerprint, identity
+from orchestrator.search import one_worker_trial
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
-from orchestrator.training import measuring, worker
+from orchestrator.training import measuring
 from orchestrator.tune import tune
 
 SPACE: dict[str, Any] = {
@@ -47,7 +48,7 @@ SPACE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def workers_know_the_model() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "MorelTrial", hungry.Trial)
+        patch.setattr(one_worker_trial, "MorelTrial", hungry.Trial)
         patch.setattr(measuring, "measure_verified", hungry.measure_verified)
         patch.setattr(measuring, "measure_final", hungry.measure_final)
         yield patch

@@ -12,9 +12,10 @@ import saturating
 import yaml
 
 from orchestrator.cli import main
+from orchestrator.search import one_worker_trial
 from orchestrator.search.result import SearchResult
 from orchestrator.search.space import SearchConfig, load_search
-from orchestrator.training import measuring, worker
+from orchestrator.training import measuring
 from orchestrator.tune import tune
 
 CHEAP, FULL = "pgd2_linf_0.1_first40", "pgd5_linf_0.1"
@@ -43,7 +44,7 @@ SPACE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def workers_know_the_model() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "MorelTrial", saturating.Trial)
+        patch.setattr(one_worker_trial, "MorelTrial", saturating.Trial)
         patch.setattr(measuring, "measure_verified", saturating.measure_verified)
         patch.setattr(measuring, "measure_final", saturating.measure_final)
         yield patch

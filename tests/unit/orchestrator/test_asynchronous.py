@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from orchestrator.config import compose, run_key
 from orchestrator.training.asynchronous import best_metrics, best_validated, score
-from orchestrator.training.worker import SCORE, UNVALIDATED
+from orchestrator.training.reports import SCORE, UNVALIDATED
 
 
 def measured(epoch, robust, **more):

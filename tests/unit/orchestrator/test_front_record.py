@@ -11,9 +11,9 @@ from matplotlib.image import imread
 from test_selection import trial
 from test_selection_front import bounded, point
 
+from orchestrator.compare.pareto import hypervolume
 from orchestrator.search import front as front_module
 from orchestrator.search.front import FILES, FrontRecord
-from orchestrator.search.pareto import hypervolume
 from orchestrator.search.selection import choose
 from orchestrator.search.trials import TrialBook
 

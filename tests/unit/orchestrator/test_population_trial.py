@@ -6,7 +6,7 @@ from pathlib import Path
 from ray import tune
 
 from orchestrator.search.population_trial import POINTER, Stretch, next_stretch
-from orchestrator.training.worker import up_to
+from orchestrator.training.reports import up_to
 
 
 def pointing(folder: Path, epoch: int) -> tune.Checkpoint:

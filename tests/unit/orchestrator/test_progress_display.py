@@ -16,9 +16,9 @@ from orchestrator.search.trials import TrialBook
 from orchestrator.search.view import SearchProgress, print_search, search_summary, trial_table
 from orchestrator.tracking.records import ui_command
 from orchestrator.training import view as training_view
+from orchestrator.training.reports import WORST
 from orchestrator.training.result import TrainResult
 from orchestrator.training.view import epoch_line, print_train, train_summary
-from orchestrator.training.worker import WORST
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from ray.tune.utils.serialization import TuneFunctionEncoder
 from morel_core.errors import MorelError
 from orchestrator.search import seals
 from orchestrator.search.multi_worker_trial import MultiWorkerTrial
+from orchestrator.search.one_worker_trial import MorelTrial
 from orchestrator.search.resume import TrialSource, saved_trials
 from orchestrator.search.searcher import SpaceSearcher
-from orchestrator.training.worker import MorelTrial
 
 SESSION, LATER = "2026-01-01_00-00-00", "2026-01-01_00-00-01"
 NAMES = [pattern.replace("*", LATER) for pattern in (*seals.SEALED, "callback-states-*.pkl")]
@@ -182,7 +182,7 @@ class Saved:
 def pickled(tmp_path, marker, monkeypatch):
     """A checkpoint with a dictionary that Tune would unpickle."""
     monkeypatch.setattr(
-        "orchestrator.training.worker.newest_whole", lambda checkpoint: (checkpoint, "")
+        "orchestrator.search.one_worker_trial.newest_whole", lambda checkpoint: (checkpoint, "")
     )
     folder = tmp_path / "checkpoint_000001"
     folder.mkdir()

@@ -15,15 +15,15 @@ from morel_core.data import load_data
 from orchestrator import storage, tune
 from orchestrator.config import RunConfig, to_dict, with_overrides
 from orchestrator.search import reuse, verify
-from orchestrator.search.goal import TRAIN_SECONDS
+from orchestrator.search.one_worker_trial import MorelTrial
 from orchestrator.search.reuse import find_twins, note_twin
 from orchestrator.search.settings import SchedulerConfig
 from orchestrator.search.trials import TrialBook
-from orchestrator.search.twins import Twin, Twins, take_over, whole
 from orchestrator.search.verified import Verified
 from orchestrator.settings.building import build
 from orchestrator.training import worker
-from orchestrator.training.worker import MorelTrial
+from orchestrator.training.keys import TRAIN_SECONDS
+from orchestrator.training.twins import Twin, Twins, take_over, whole
 
 
 @pytest.fixture

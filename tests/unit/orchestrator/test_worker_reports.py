@@ -12,11 +12,14 @@ from morel_core import MorelError, Trainer
 from morel_core.checkpoint import MANIFEST, load_progress
 from orchestrator.config import RunConfig, to_dict
 from orchestrator.messages.failures import FAILED
+from orchestrator.search import one_worker_trial
+from orchestrator.search.one_worker_trial import MorelTrial
 from orchestrator.search.trial import IMPOSSIBLE
 from orchestrator.settings.building import build
 from orchestrator.training import worker
 from orchestrator.training.measuring import measure_checkpoint, measure_final
-from orchestrator.training.worker import MorelTrial, reports, scaling_config
+from orchestrator.training.reports import SCORE, reports
+from orchestrator.training.worker import scaling_config
 
 TINY = {
     "data": {
@@ -59,7 +62,7 @@ def test_a_run_measured_beside_training_reports_the_same_epochs_without_numbers(
     beside, inline = Trainer(build(RunConfig, values)), Trainer(base)
     told = list(reports(beside))
     assert [r["epoch"] for r in told] == [2, 4, 5]
-    assert all(r[worker.SCORE] == -1.0 for r in told)
+    assert all(r[SCORE] == -1.0 for r in told)
     assert not any("robust_accuracy" in key or "best" in key for r in told for key in r)
     inline.fit()
     for name, value in inline.net.state_dict().items():
@@ -141,7 +144,7 @@ def test_steps_go_from_measurement_to_measurement_and_save_at_milestones_and_the
 
 def test_a_trial_saves_when_the_time_has_come(base, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(one_worker_trial.time, "monotonic", lambda: now[0])
     trial = MorelTrial.__new__(MorelTrial)
     trial.setup(point(0.1), base=to_dict(base), milestones=[])
     assert not trial.step()[SHOULD_CHECKPOINT]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.search.pareto import front, hypervolume, ranks
+from orchestrator.compare.pareto import front, hypervolume, ranks
 
 COARSE = st.integers(0, 6).map(lambda n: n / 6)  # few values: ties and equal points are common
 PLANE = st.lists(st.tuples(COARSE, COARSE), max_size=25)

@@ -8,8 +8,8 @@ import pytest
 from optuna.samplers.nsgaii._elite_population_selection_strategy import _rank_population
 from optuna.trial import TrialState
 
+from orchestrator.compare.pareto import front, hypervolume
 from orchestrator.search import goal
-from orchestrator.search.pareto import front, hypervolume
 from orchestrator.search.searcher import UNFINISHED, SpaceSearcher
 from orchestrator.search.settings import GoalConfig
 
