@@ -16,6 +16,8 @@ FIXED = {
     *("seed", "objective.morel", "optimizer.name", "optimizer.no_decay_on_norm_and_bias"),
     *("training.patience", "training.ema_decay", "training.swa_start_epoch"),
 }
+"""Settings that cannot change while a network trains, beside all of ``model`` and of ``data`` all
+but ``ALLOWED_DATA``."""
 
 
 def check_scheduler(scheduler: SchedulerConfig, goal: GoalConfig, base: RunConfig) -> None:

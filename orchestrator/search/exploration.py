@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from morel_core.errors import ConfigError
 from orchestrator.search.parameters import (
@@ -18,9 +18,7 @@ from orchestrator.search.parameters import (
     SearchSpace,
     Values,
 )
-
-if TYPE_CHECKING:
-    from orchestrator.search.space import SearchConfig
+from orchestrator.search.space import SearchConfig
 
 FACTORS = (0.8, 1.2)
 

@@ -168,7 +168,7 @@ class SearchProgress:
                 self.say(line)
 
 
-# --- the end of a command ------------------------------------------------------------------------
+# --- the end of a search -------------------------------------------------------------------------
 
 
 def search_summary(result: SearchResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs and searches for the tests of this folder; nothing here starts Ray."""
+"""Runs and searches for all unit tests; nothing here starts Ray."""
 
 from dataclasses import replace
 from pathlib import Path
