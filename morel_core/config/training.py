@@ -43,7 +43,8 @@ class TrainingConfig:
     """
     precision: Precision = "fp32"
     """tf32: convolutions on CUDA in TF32, torch's own default, which fp32 does without. bf16: the
-    encoder's passes under autocast. Images, losses and evaluation stay fp32."""
+    encoder's passes under autocast; a CPU without AVX512-BF16 or AMX emulates it, and takes several
+    times as long as in fp32. Images, losses and evaluation stay fp32."""
     channels_last: bool = False
     """Memory layout of the encoder's passes; pays with bf16, and on GPUs."""
     compile: bool = False
