@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from morel_core import MorelNet, MorelObjective
+from morel_core.capture import record
 from morel_core.optim import Optimizer, update_if_finite
-
-_WARM_UP = 3
 
 
 class CapturedStep:
@@ -58,20 +57,14 @@ class CapturedStep:
 
     def _record(self, *given: Tensor) -> _Recording:
         inputs = tuple(values.clone() for values in given)
-        device = inputs[0].device
         buffers = [(buffer, buffer.clone()) for buffer in self.net.buffers()]
-        beside = torch.cuda.Stream(device)
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
-            for _ in range(_WARM_UP):
-                self._gradients(*inputs)
-        torch.cuda.current_stream(device).wait_stream(beside)
-        for buffer, before in buffers:  # the statistics that the warm-up moved
-            buffer.copy_(before)
-        self.optimizer.zero_grad(set_to_none=True)  # so that the graph's own are made in it
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            loss = self._gradients(*inputs)
+
+        def undo() -> None:
+            for buffer, before in buffers:  # statistics
+                buffer.copy_(before)
+            self.optimizer.zero_grad(set_to_none=True)  # so that the graph's own are made in it
+
+        graph, loss = record(lambda: self._gradients(*inputs), inputs[0].device, undo)
         grads = [(p, p.grad) for p in self.net.parameters() if p.grad is not None]
         return _Recording(graph, inputs, loss, grads)
 

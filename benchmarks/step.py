@@ -2,8 +2,7 @@
 
     python -m benchmarks.step --out benchmarks/results/step_cpu.json
     python -m benchmarks.step --device cuda --model resnet18 wrn-34-10 --batch-size 128 \\
-        --precision fp32 bf16 --channels-last --compile --cudnn-benchmark --capture \\
-        --rounds 10 --steps 10 \\
+        --precision fp32 bf16 --channels-last --compile --capture --rounds 10 --steps 10 \\
         --out benchmarks/results/step_gpu.json
 
 Run from the repository's folder; needs torch alone. The contenders of a row:

@@ -76,14 +76,29 @@ def _record(
     key: tuple[Any, ...],
 ) -> _Recording:
     x, y, noise = inputs = tuple(values.detach().clone() for values in given)
-    beside = torch.cuda.Stream(x.device)
-    beside.wait_stream(torch.cuda.current_stream(x.device))
+    graph, output = record(lambda: attack(net, x, y, noise=noise), x.device)
+    return _Recording(key, graph, inputs, output)
+
+
+def record(
+    call: Callable[[], Tensor], device: torch.device, undo: Callable[[], None] = lambda: None
+) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """``call`` as a graph, and the tensor into which the graph writes what it returns.
+
+    Args:
+        call: whose tensors stay where they are; the host must not have to wait for the device.
+        device: a CUDA one.
+        undo: takes back what some calls before the recording have changed.
+    """
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(beside):
         for _ in range(_WARM_UP):
-            attack(net, x, y, noise=noise)
-    torch.cuda.current_stream(x.device).wait_stream(beside)
+            call()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    undo()
     graph = torch.cuda.CUDAGraph()
     # Of this thread alone: others, which read files or watch the process group, may go on.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = attack(net, x, y, noise=noise)
-    return _Recording(key, graph, inputs, output)
+        output = call()
+    return graph, output

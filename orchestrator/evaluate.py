@@ -88,7 +88,7 @@ class Status:
 class View(Protocol):
     """Who is told."""
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         """What happens once."""
         ...
 
@@ -100,7 +100,7 @@ class View(Protocol):
 class Unseen:
     """Nobody is."""
 
-    def say(self, text: str) -> None:
+    def say(self, line: str) -> None:
         """See `View`."""
 
     def update(self, status: Status) -> None:

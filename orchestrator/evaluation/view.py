@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -17,31 +16,18 @@ from morel_core.statistics import wilson_interval
 from orchestrator.evaluate import Status
 from orchestrator.evaluation.against import SCOPE, Comparison
 from orchestrator.evaluation.outcomes import Evaluation
+from orchestrator.messages.display import Display
 from orchestrator.messages.wording import duration, percent
 
 LINE_EVERY_S = 10.0  # without a terminal
 
 
-class EvaluationProgress:
+class EvaluationProgress(Display):
     """One line that is redrawn on a terminal; elsewhere a line now and then, and at each end."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.live = Live(console=console, refresh_per_second=4, transient=True)
+        super().__init__(console)
         self.said = time.monotonic()
-
-    def __enter__(self) -> EvaluationProgress:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: Status) -> None:
         """Show how far an attack has come."""

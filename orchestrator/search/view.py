@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.config import tracking_uri
+from orchestrator.messages.display import Display
 from orchestrator.messages.wording import percent, with_interval
 from orchestrator.search.selection import (
     VERIFYING,
@@ -122,29 +122,15 @@ def _state(trial: Trial) -> str:
     return f"{trial.reason}; {numbers}" if trial.reason else numbers
 
 
-class SearchProgress:
+class SearchProgress(Display):
     """A table that is redrawn on a terminal; elsewhere one line for each thing that happens."""
 
     def __init__(self, console: Console, attack: str, total: int) -> None:
-        self.console = console
+        super().__init__(console)
         self.attack = attack
         self.total = total
         self.said: dict[str, str] = {}
         self.remarked: dict[str, int] = {}
-        self.live = Live(console=console, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> SearchProgress:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
-
-    def say(self, line: str) -> None:
-        """See `orchestrator.search.trials.View`."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, trials: Sequence[Trial]) -> None:
         """See `orchestrator.search.trials.View`."""
