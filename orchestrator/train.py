@@ -300,10 +300,11 @@ def _run_workers(
     from ray.train.torch import TorchTrainer
 
     from orchestrator.training import asynchronous, worker
-    from orchestrator.training.relay import Listener, Relay
+    from orchestrator.training.relay import Introduction, Listener, Relay
     from orchestrator.training.reports import SCORE
 
     listener = Listener(config, recorder, run_id, on_epoch)
+    callbacks: list[Any] = [Introduction(listener.queue), Relay(listener.queue)]
     beside = config.evaluation.asynchronous
     drop_torn_snapshot(f"{config.storage_path}/{config.name}")
     trainer = TorchTrainer(
@@ -314,7 +315,7 @@ def _run_workers(
         run_config=ray_train.RunConfig(
             name=config.name,
             storage_path=config.storage_path,
-            callbacks=[Relay(listener.queue)],
+            callbacks=callbacks,
             checkpoint_config=ray_train.CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=SCORE if beside else None
             ),
@@ -327,7 +328,9 @@ def _run_workers(
     )
     try:
         with address_passed_on(), watched_for_hanging(config.scaling):
-            result = interruptible(trainer.fit, lambda: pause.look(listener.saved))
+            result = interruptible(
+                trainer.fit, lambda: pause.look(listener.saved), listener.end_workers
+            )
     except Exception as error:
         reason = failure_reason(error)
         said = f"run {run_id!r} failed: {reason}"

@@ -16,6 +16,8 @@ from morel_core.errors import MorelError
 
 T = TypeVar("T")
 POLL_S = 1.0
+LEAVE_S = 10.0
+"""For work that was told to end."""
 
 _logger = logging.getLogger(__name__)
 _open: list[Callable[[], None]] = []
@@ -79,30 +81,37 @@ def interrupt_main() -> None:
             return
 
 
-def interruptible(work: Callable[[], T], look: Callable[[], None]) -> T:
+def interruptible(work: Callable[[], T], look: Callable[[], None], cancel: Callable[[], None]) -> T:
     """``work()`` in a thread of its own, so that a signal ends the wait for it at once.
 
+    Its thread is waited for, `LEAVE_S` at most: one that is inside Ray while Ray is shut down takes
+    the whole process along. A second signal ends that wait, too.
+
     Args:
-        work: may go on for some seconds after this has ended.
+        work: what to do.
         look: is called once a second; what it raises ends the wait.
+        cancel: called after a signal, when all records are being closed; lets ``work`` end soon.
     """
     result: list[T] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             result.append(work())
         except BaseException as error:
             errors.append(error)
+        done.set()
 
-    thread = threading.Thread(target=run, name="morel-work", daemon=True)
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_S)
+        threading.Thread(target=run, name="morel-work", daemon=True).start()
+        while not done.wait(POLL_S):  # `Thread.join`, interrupted, takes the thread for ended
             look()
     except KeyboardInterrupt:
         close_records()
+        if not done.is_set():
+            cancel()
+            done.wait(LEAVE_S)
         raise
     if errors:
         raise errors[0]

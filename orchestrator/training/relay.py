@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.util.queue import Queue
 
 from orchestrator.cluster import on_this_node
@@ -22,8 +24,10 @@ from orchestrator.training.recovery import DAMAGED
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 END = "end"
-VALIDATED, FAILED = "validated", "failed"
+CONTROLLER, VALIDATED, FAILED = "controller", "validated", "failed"
 RETRY_S = 5.0
+START_S = 10.0
+"""For a controller to start, where it is to be ended before."""
 
 _logger = logging.getLogger(__name__)
 
@@ -42,6 +46,17 @@ class Relay(UserCallback):
             self.queue.put({**metrics[0], "checkpoint_path": path})
         except Exception as error:
             print(f"report not relayed: {error}")
+
+
+class Introduction(ControllerCallback):
+    """Puts the controller's own handle, which Ray Train keeps to itself, into ``queue``."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Before any worker is asked for."""
+        self.queue.put({CONTROLLER: ray.get_runtime_context().current_actor})
 
 
 class Listener:
@@ -67,6 +82,8 @@ class Listener:
         self._said: dict[str, str] = {}
         self.saved = 0.0
         self.error: Exception | None = None
+        self._controller: Any = None
+        self._introduced = threading.Event()
         self._given_up = threading.Event()
         self._config = config
         self._recorder = recorder
@@ -74,6 +91,11 @@ class Listener:
         self._on_epoch = on_epoch
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
+
+    def end_workers(self) -> None:
+        """Ask Ray Train's controller, as soon as it is there, to end its workers and itself."""
+        if self._introduced.wait(START_S):
+            self._controller.abort.remote()
 
     def close(self) -> None:
         """Nothing more will come: take in what is still on its way, as far as that is possible."""
@@ -100,7 +122,10 @@ class Listener:
         return self.error is None
 
     def _take(self, report: Mapping[str, Any]) -> None:
-        if VALIDATED in report:
+        if CONTROLLER in report:
+            self._controller = report[CONTROLLER]
+            self._introduced.set()
+        elif VALIDATED in report:
             self._epoch(report[VALIDATED], part="validation")
         elif FAILED in report:
             self._not_measured(**report[FAILED])

@@ -29,7 +29,10 @@ from servers import free_port, kill_group, start_mlflow
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 OUTAGE_S = 6.0
-"""Of each of the two; ``MOREL_TEST_OUTAGE_S=60`` is the minute of docs/reliability.md."""
+"""Of each of the two at least; ``MOREL_TEST_OUTAGE_S=60`` is the minute of docs/reliability.md."""
+REQUEST_S, WITHOUT, ENOUGH_S = 60, 5, 120.0
+"""A request waits so long for a server that hangs. Epochs that an outage lasts for at least, and
+how long they may take: less than `WITHOUT` requests, so that no epoch waits for one."""
 EPOCHS = 120
 SECRET = "planted-password"
 TINY = [
@@ -148,6 +151,7 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
     environment |= {"MLFLOW_TRACKING_USERNAME": "someone", "MLFLOW_TRACKING_PASSWORD": SECRET}
     # MLflow's own attempts may outlast so short an outage, and there would be nothing to say.
     environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    environment["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_S)
     lengths = {"back": int(EPOCHS * outage_s / OUTAGE_S), "gone": 6}
     runs = {
         name: subprocess.Popen(
@@ -161,6 +165,11 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
     }
     away: dict[str, tuple[float, float]] = {}
     recovered: dict[str, float] = {}
+
+    def last() -> None:
+        seen = epochs(storage, "back")
+        time.sleep(outage_s)
+        wait(lambda: epochs(storage, "back") >= seen + WITHOUT, ENOUGH_S)
 
     def back_from(outage: str, began: float) -> None:
         returned = time.time()
@@ -178,14 +187,14 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
 
         began = time.time()
         os.killpg(servers["back"].pid, signal.SIGSTOP)
-        time.sleep(outage_s)
+        last()
         os.killpg(servers["back"].pid, signal.SIGCONT)
         back_from("stopped", began)
 
         began = time.time()
         kill_group(servers["back"])
         busy = sync(storage, "back")
-        time.sleep(outage_s)
+        last()
         servers["back"] = start_mlflow(places["back"], ports["back"])
         back_from("dead", began)
         synced = [printed(busy)]
@@ -216,11 +225,9 @@ def outages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outages]:
 
 
 def test_training_never_waits(outages: Outages) -> None:
-    """Epochs go on without the server.
+    """Epochs go on without the server, a few within what one request to it would take.
 
-    One that waited for it would be the only one of its outage, however fast the machine; one that
-    waited for a time-out would be longer than others by that. How fast they are is printed, and no
-    more: beside other tests an epoch takes what they leave it.
+    How fast they are is printed, and no more: beside other tests an epoch takes what they leave it.
     """
     assert outages.ended["back"][0] == 0, outages.ended["back"][1]
     times = [e["time"] for e in journal(outages.storage, "back") if e["kind"] == "epoch"]
@@ -234,8 +241,7 @@ def test_training_never_waits(outages: Outages) -> None:
     print(f"largest {max(outside):.2f}; without: median {statistics.median(inside):.2f}", end=", ")
     print(f"largest {max(inside):.2f}; everything there {outages.recovered_s} s after its return")
     for began, end in outages.away.values():
-        assert sum(began < time < end for time in times) > (end - began) / 3
-    assert statistics.median(inside) < statistics.median(outside) + 1
+        assert sum(began < time < end for time in times) >= WITHOUT
 
 
 def test_everything_arrives_in_order_and_once(outages: Outages) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from morel_core import MorelError
 from orchestrator.cli import main
 from orchestrator.cluster import address_passed_on
 from orchestrator.config import RunConfig, compose
+from orchestrator.driver.ending import interrupt_main
 from orchestrator.train import train
 
 ATTACK = "pgd3_linf_0.1"
@@ -127,6 +130,31 @@ def test_worker_count_does_not_change_what_is_learned(
         )
     keys = ("best.epoch", "best.holdout.clean", f"best.holdout.robust.{ATTACK}")
     assert [both[0][key] for key in keys] == [both[1][key] for key in keys]
+
+
+@pytest.mark.parametrize("when", ["an epoch was reported", "workers are started"])
+def test_an_interrupted_run_trains_no_further(
+    local_ray: Any, shared_storage: Path, when: str
+) -> None:
+    """Though Ray goes on, as a notebook's; and Ray's own end finds no thread of ours inside."""
+    signals = iter([interrupt_main])
+    soon = threading.Timer(1.5, interrupt_main)
+    hooks: dict[str, Any] = {
+        "an epoch was reported": {"on_epoch": lambda _: next(signals)()},
+        "workers are started": {"on_start": lambda _: soon.start()},
+    }
+    name = when.replace(" ", "-")
+    with pytest.raises(KeyboardInterrupt):
+        train(config(shared_storage, f"name={name}", "training.epochs=100000"), **hooks[when])
+    for thread in threading.enumerate():
+        if thread.name == "morel-work":
+            thread.join(1)
+            assert not thread.is_alive()
+    deadline = time.monotonic() + 30
+    while local_ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline, "the workers keep their CPUs"
+        time.sleep(0.1)
+    assert recorded.one(shared_storage, name).info.status == "KILLED"
 
 
 def test_evaluate_and_compare_from_the_command_line(

@@ -15,16 +15,17 @@ from orchestrator.driver import control, ending
 from orchestrator.train import Pause
 
 COMMAND = """
-import sys, time
+import threading, time
 from orchestrator.driver.ending import closed_on_signal, interruptible, terminable
 def close():
     print("closed", flush=True)
 def work():
     print("ready", flush=True)
-    time.sleep(60)
+    cancelled.wait(60)
+cancelled = threading.Event()
 try:
     with terminable(), closed_on_signal(close):
-        interruptible(work, lambda: None)
+        interruptible(work, lambda: None, cancelled.set)
 except KeyboardInterrupt:
     time.sleep(0.5)
     print("interrupted", flush=True)
@@ -49,21 +50,25 @@ def test_sigterm_closes_records_also_in_a_background_job(before):
 
 def test_what_a_look_raises_ends_the_wait(monkeypatch):
     monkeypatch.setattr(ending, "POLL_S", 0.01)
-    release, closed = threading.Event(), threading.Event()
+    cancelled, closed = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def work():
+        ended.append(cancelled.wait(60))
 
     def look():
         raise ending.Paused("enough")
 
     with ending.closed_on_signal(closed.set), pytest.raises(ending.Paused):
-        ending.interruptible(lambda: release.wait(10), look)
+        ending.interruptible(work, look, cancelled.set)
+    assert ended == [True]  # nothing of it is left behind
     assert closed.wait(5)
-    release.set()
 
 
 def test_the_result_and_the_error_of_the_work_come_through():
-    assert ending.interruptible(lambda: 3, lambda: None) == 3
+    assert ending.interruptible(lambda: 3, lambda: None, pytest.fail) == 3
     with pytest.raises(ZeroDivisionError):
-        ending.interruptible(lambda: 1 / 0, lambda: None)
+        ending.interruptible(lambda: 1 / 0, lambda: None, pytest.fail)
 
 
 def test_a_handler_that_was_there_is_there_again():
