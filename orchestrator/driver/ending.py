@@ -16,7 +16,7 @@ from morel_core.errors import MorelError
 
 T = TypeVar("T")
 POLL_S = 1.0
-LEAVE_S = 10.0
+LEAVE_S = 30.0
 """For work that was told to end."""
 
 _logger = logging.getLogger(__name__)

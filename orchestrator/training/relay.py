@@ -26,8 +26,8 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 END = "end"
 CONTROLLER, VALIDATED, FAILED = "controller", "validated", "failed"
 RETRY_S = 5.0
-START_S = 10.0
-"""For a controller to start, where it is to be ended before."""
+START_S = 60.0
+"""For a controller to start that is to be ended: before, there is nobody to tell."""
 
 _logger = logging.getLogger(__name__)
 

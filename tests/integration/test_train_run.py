@@ -150,7 +150,7 @@ def test_an_interrupted_run_trains_no_further(
         if thread.name == "morel-work":
             thread.join(1)
             assert not thread.is_alive()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while local_ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline, "the workers keep their CPUs"
         time.sleep(0.1)
