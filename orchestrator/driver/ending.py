@@ -16,8 +16,8 @@ from morel_core.errors import MorelError
 
 T = TypeVar("T")
 POLL_S = 1.0
-LEAVE_S = 30.0
-"""For work that was told to end."""
+LEAVE_S = 90.0
+"""For work that was told to end, perhaps before it has quite begun."""
 
 _logger = logging.getLogger(__name__)
 _open: list[Callable[[], None]] = []
@@ -90,7 +90,8 @@ def interruptible(work: Callable[[], T], look: Callable[[], None], cancel: Calla
     Args:
         work: what to do.
         look: is called once a second; what it raises ends the wait.
-        cancel: called after a signal, when all records are being closed; lets ``work`` end soon.
+        cancel: called after a signal, when all records are being closed; tells ``work`` to end, and
+            waits for nothing.
     """
     result: list[T] = []
     errors: list[BaseException] = []

@@ -26,8 +26,6 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 END = "end"
 CONTROLLER, VALIDATED, FAILED = "controller", "validated", "failed"
 RETRY_S = 5.0
-START_S = 60.0
-"""For a controller to start that is to be ended: before, there is nobody to tell."""
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ class Listener:
         self.saved = 0.0
         self.error: Exception | None = None
         self._controller: Any = None
-        self._introduced = threading.Event()
+        self._ending = False
         self._given_up = threading.Event()
         self._config = config
         self._recorder = recorder
@@ -93,8 +91,9 @@ class Listener:
         self._thread.start()
 
     def end_workers(self) -> None:
-        """Ask Ray Train's controller, as soon as it is there, to end its workers and itself."""
-        if self._introduced.wait(START_S):
+        """Ask Ray Train's controller, as soon as it is known, to end its workers and itself."""
+        self._ending = True
+        if self._controller is not None:
             self._controller.abort.remote()
 
     def close(self) -> None:
@@ -124,7 +123,8 @@ class Listener:
     def _take(self, report: Mapping[str, Any]) -> None:
         if CONTROLLER in report:
             self._controller = report[CONTROLLER]
-            self._introduced.set()
+            if self._ending:
+                self.end_workers()
         elif VALIDATED in report:
             self._epoch(report[VALIDATED], part="validation")
         elif FAILED in report:

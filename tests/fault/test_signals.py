@@ -93,7 +93,7 @@ def closed_after(process: subprocess.Popen[str], number: int, folder: Path, runs
     """Seconds from a signal to the moment at which the last of ``runs`` records said KILLED."""
     sent = time.time()
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     found = ends(folder)
     assert len(found) == runs
@@ -136,9 +136,9 @@ def test_a_run_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: 
     print(f"train, SIGKILL at epoch {reached}: goes on {time.monotonic() - killed:.1f} s later")
 
     asked = time.monotonic()
-    said, error = start("stop", "run").communicate(timeout=120)
+    said, error = start("stop", "run").communicate(timeout=60)
     assert "asked to pause" in said, error
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=60)
     print(f"morel stop: ended after {time.monotonic() - asked:.1f} s")
     assert process.returncode == 130
     assert "paused by morel stop" in error

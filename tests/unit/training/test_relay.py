@@ -2,6 +2,7 @@
 
 import queue
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +99,20 @@ def test_what_cannot_be_shown_ends_the_showing_alone(listen, journal):
     listener.close()
     assert shown == [1]
     assert epochs(journal) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_controller_is_ended_also_where_it_is_known_only_later(listen, known):
+    listener, asked = listen(), []
+    controller = SimpleNamespace(abort=SimpleNamespace(remote=lambda: asked.append("abort")))
+    if known:
+        listener.queue.put({relay.CONTROLLER: controller})
+        report(listener, 1)
+        until(lambda: listener.last)
+        assert asked == []
+    listener.end_workers()
+    if not known:
+        listener.queue.put({relay.CONTROLLER: controller})
+    until(lambda: asked)
+    listener.close()
+    assert asked == ["abort"]
