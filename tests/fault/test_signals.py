@@ -113,26 +113,45 @@ def epochs(folder: Path, run_id: str) -> list[int]:
     ]
 
 
-def test_a_run_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: Path) -> None:
-    """Ctrl-C, SIGTERM, SIGKILL and `morel stop`, one after the other."""
+RUN = ["train", "digits", *SMALL, "name=run"]
+
+
+def begun(start: Start, folder: Path) -> subprocess.Popen[str]:
+    """The run, started or started again, after two more epochs."""
+    seen, process = len(epochs(folder, "run")), start(*RUN, "training.epochs=1000")
+    wait_until(lambda: len(epochs(folder, "run")) > seen + 1, 120, "two epochs", process)
+    return process
+
+
+def finished(start: Start, folder: Path) -> None:
+    """Train the run two epochs further, to its end: none is missing, and none there twice."""
+    saved = epochs(folder, "run")[-1]
+    printed, error = start(*RUN, f"training.epochs={saved + 2}", "--json").communicate()
+    reached = json.loads(printed)["epochs"]
+    assert reached >= saved + 2, error  # workers that were stopped had trained on
+    assert epochs(folder, "run") == list(range(1, reached + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_run_is_closed_within_two_seconds(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Then it goes on, and to its end."""
     folder = tmp_path / "run"
-    command = ["train", "digits", *SMALL, "name=run"]
+    took = closed_after(begun(start, folder), number, folder, runs=1)
+    print(f"train, {number.name}: closed after {took:.2f} s")
+    assert took < CLOSED_S
+    finished(start, folder)
 
-    def begun() -> subprocess.Popen[str]:
-        seen, process = len(epochs(folder, "run")), start(*command, "training.epochs=1000")
-        wait_until(lambda: len(epochs(folder, "run")) > seen + 1, 120, "two epochs", process)
-        return process
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        took = closed_after(begun(), number, folder, runs=1)
-        print(f"train, signal {number}: closed after {took:.2f} s")
-        assert took < CLOSED_S
-
-    process = begun()
+def test_a_killed_or_paused_run_goes_on(start: Start, tmp_path: Path) -> None:
+    """SIGKILL, then `morel stop`, to one run."""
+    folder = tmp_path / "run"
+    process = begun(start, folder)
     process.kill()
     process.communicate()
     killed, reached = time.monotonic(), len(epochs(folder, "run"))
-    process = begun()
+    process = begun(start, folder)
     print(f"train, SIGKILL at epoch {reached}: goes on {time.monotonic() - killed:.1f} s later")
 
     asked = time.monotonic()
@@ -142,11 +161,7 @@ def test_a_run_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: 
     print(f"morel stop: ended after {time.monotonic() - asked:.1f} s")
     assert process.returncode == 130
     assert "paused by morel stop" in error
-    saved = epochs(folder, "run")[-1]
-    printed, error = start(*command, f"training.epochs={saved + 2}", "--json").communicate()
-    reached = json.loads(printed)["epochs"]
-    assert reached >= saved + 2, error  # workers that were stopped had trained on
-    assert epochs(folder, "run") == list(range(1, reached + 1))
+    finished(start, folder)
 
 
 def test_a_search_is_closed_within_two_seconds_and_goes_on(start: Start, tmp_path: Path) -> None:
