@@ -91,7 +91,7 @@ def interruptible(work: Callable[[], T], look: Callable[[], None], cancel: Calla
         work: what to do.
         look: is called once a second; what it raises ends the wait.
         cancel: called after a signal, when all records are being closed; tells ``work`` to end, and
-            waits for nothing.
+            waits for nothing. If it cannot, that is logged: it is the signal that ends the command.
     """
     result: list[T] = []
     errors: list[BaseException] = []
@@ -111,7 +111,10 @@ def interruptible(work: Callable[[], T], look: Callable[[], None], cancel: Calla
     except KeyboardInterrupt:
         close_records()
         if not done.is_set():
-            cancel()
+            try:
+                cancel()
+            except Exception as error:
+                _logger.warning("what runs cannot be told to end: %s", error)
             done.wait(LEAVE_S)
         raise
     if errors:

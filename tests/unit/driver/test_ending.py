@@ -65,6 +65,23 @@ def test_what_a_look_raises_ends_the_wait(monkeypatch):
     assert closed.wait(5)
 
 
+def test_work_that_cannot_be_told_to_end_hides_no_signal(monkeypatch, caplog):
+    monkeypatch.setattr(ending, "POLL_S", 0.01)
+    monkeypatch.setattr(ending, "LEAVE_S", 0.01)
+    left = threading.Event()
+
+    def look():
+        raise ending.Paused("enough")
+
+    def cancel():
+        raise RuntimeError("Ray is gone")
+
+    with pytest.raises(ending.Paused):
+        ending.interruptible(lambda: left.wait(60), look, cancel)
+    left.set()
+    assert "what runs cannot be told to end: Ray is gone" in caplog.text
+
+
 def test_the_result_and_the_error_of_the_work_come_through():
     assert ending.interruptible(lambda: 3, lambda: None, pytest.fail) == 3
     with pytest.raises(ZeroDivisionError):
