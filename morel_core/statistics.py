@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,11 @@ class PairedT:
     deviation: float
     """Standard deviation of the differences over seeds."""
     num_seeds: int
+
+    @property
+    def spread_known(self) -> bool:
+        """Whether the differences are not all the same; if they are, the interval says nothing."""
+        return self.deviation / math.sqrt(self.num_seeds) > ROUNDING
 
 
 def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
@@ -204,18 +209,18 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> PairedT:
         )
     mean = mean_t([a - b for a, b in zip(first, second, strict=True)])
     n, error = mean.num_seeds, mean.deviation / math.sqrt(mean.num_seeds)
-    if error > ROUNDING:
-        p_value = 1 - _within(math.atan(abs(mean.mean) / error / math.sqrt(n - 1)), n - 1)
-    else:
-        p_value = 1.0 if abs(mean.mean) <= ROUNDING else 2.0 ** (1 - n)
-    return PairedT(
+    test = PairedT(
         difference=mean.mean,
         low=mean.low,
         high=mean.high,
-        p_value=p_value,
+        p_value=1.0 if abs(mean.mean) <= ROUNDING else 2.0 ** (1 - n),
         deviation=mean.deviation,
         num_seeds=n,
     )
+    if not test.spread_known:
+        return test
+    angle = math.atan(abs(mean.mean) / error / math.sqrt(n - 1))
+    return replace(test, p_value=1 - _within(angle, n - 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

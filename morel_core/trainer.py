@@ -171,6 +171,7 @@ class Trainer:
 
     def epochs(self) -> Iterator[Metrics]:
         """The remaining epochs, one after the other."""
+        self._check_whole()
         while not self.done:
             yield self.run_epoch()
 
@@ -187,7 +188,11 @@ class Trainer:
             ``evaluation.rungs`` ``rung`` and ``num_images``, and the newest rung's best; with
             ``training.patience`` ``stopped_early``; with ``training.overfitting_guard`` see
             `guard_metrics`. An epoch in which the guard fires is always measured.
+
+        Raises:
+            MorelError: all epochs are trained, or the one before was interrupted.
         """
+        self._check_whole()
         if self.epoch >= self.config.training.epochs:
             raise MorelError(f"all {self.config.training.epochs} epochs are trained")
         started = time.perf_counter()
@@ -373,7 +378,11 @@ class Trainer:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def save(self, folder: Path | str) -> None:
-        """Write a checkpoint: the network as it stands and the best one, optimiser and progress."""
+        """Write a checkpoint: the network as it stands and the best one, optimiser and progress.
+
+        Raises `MorelError` in the middle of an epoch: nobody could go on from there.
+        """
+        self._check_whole()
         networks = {"last": self.net.state_dict(), "best": self.best_state}
         if self.average is not None:
             networks["averaged"] = self.average.net.state_dict()
@@ -389,6 +398,13 @@ class Trainer:
                 "diverged": self.divergence(),
             },
         )
+
+    def _check_whole(self) -> None:
+        if self.epoch != len(self.history):
+            raise MorelError(
+                f"epoch {self.epoch} was interrupted, and its steps cannot be told from those that "
+                "are left: load the last checkpoint, or begin with a new Trainer"
+            )
 
     def divergence(self) -> dict[str, Any] | None:
         """The step at which training diverged, for whoever repeats it; None if it did not.

@@ -70,10 +70,19 @@ def make_attacks(names: Iterable[str], ball: AttackConfig) -> dict[str, Attack]:
         By the attacks' own names, in order.
 
     Raises:
-        MorelError: a name that is none, or a step size out of range.
+        MorelError: a name that is none, a step size out of range, or two attacks that would be
+            recorded under one name.
     """
-    attacks = [_make(name, ball) for name in names]
-    return {attack.name: attack for attack in attacks}
+    attacks: dict[str, Attack] = {}
+    for name in names:
+        attack = _make(name, ball)
+        other = attacks.setdefault(attack.name, attack)
+        if other.describe() != attack.describe():
+            raise MorelError(
+                f"attack {name!r}: another one of those asked for would be recorded under the same "
+                f"name, {attack.name}, but is not the same: leave one of them out"
+            )
+    return attacks
 
 
 def preset(name: Preset, ball: AttackConfig) -> dict[str, Attack]:

@@ -13,6 +13,8 @@ Init = Literal["gaussian", "uniform", "none"]
 Iterate = Literal["last", "worst"]
 
 KL_START = "gaussian or uniform with loss: kl, whose gradient at x itself is zero"
+WIDEST_L2 = 10_000.0
+"""Longer than the way between any two images of up to 33 million pixels."""
 EPS_HINT = "images lie in [0, 1], so 8/255 is written ${frac:8,255}"
 
 
@@ -36,7 +38,7 @@ class AttackConfig:
     """What it maximises; auto: KL for TRADES, cross-entropy otherwise."""
 
     def __post_init__(self) -> None:
-        bound = 1.0 if self.norm == "linf" else 100.0
+        bound = 1.0 if self.norm == "linf" else WIDEST_L2
         check(0.0 < self.eps <= bound, "eps", self.eps, f"must be in (0, {bound:g}]; {EPS_HINT}")
         check(self.step_size > 0, "step_size", self.step_size, f"must be > 0; {EPS_HINT}")
         check(

@@ -76,7 +76,8 @@ class Comparison:
     """None with fewer than three pairs."""
     p_holm: float | None
     detectable: float | None
-    """Smallest true difference that so many seeds with this spread find in four of five cases."""
+    """Smallest true difference that so many seeds with this spread find in four of five cases; None
+    if there is no primary test, or its differences are all the same."""
     others: dict[str, PairedT | None]
     """The other metrics, not corrected for being several."""
     sentence: str
@@ -172,7 +173,11 @@ def compare_pairs(campaign: CampaignConfig, rows: Mapping[str, MethodRow]) -> li
     for (first, second), seeds, test, p in zip(
         campaign.pairs.items(), shared, tests, corrected, strict=True
     ):
-        detectable = detectable_mean_difference(test.num_seeds, test.deviation) if test else None
+        detectable = (
+            detectable_mean_difference(test.num_seeds, test.deviation)
+            if test and test.spread_known
+            else None
+        )
         comparison = Comparison(
             first=first,
             second=second,
@@ -204,12 +209,17 @@ def _paired(first: MethodRow, second: MethodRow, metric: str) -> PairedT | None:
 def sentence(comparison: Comparison, metric: str, count: int) -> str:
     """What a reader may quote; ``count`` comparisons were planned."""
     first, second, test = comparison.first, comparison.second, comparison.primary
-    if test is None or comparison.p_holm is None or comparison.detectable is None:
+    if test is None or comparison.p_holm is None:
         return f"{first} and {second} are not compared: fewer than {FEWEST_PAIRS} seeds have both."
     what = f"{metric_name(metric)} over {test.num_seeds} seeds"
     interval = f"95 % interval {signed(test.low)} to {signed(test.high)} points"
     corrected = f" after Holm's correction for {count} comparisons" if count > 1 else ""
     p = f"p = {p_text(comparison.p_holm)}{corrected}".replace("= <", "<")
+    if comparison.detectable is None:
+        return (
+            f"{first} less {second} is {signed(test.difference)} points in {what}, the same under "
+            f"each: how far it varies over seeds is not known (sign-flip test: {p})."
+        )
     if comparison.p_holm <= LEVEL:
         word = "higher" if test.difference > 0 else "lower"
         size = f"{100 * abs(test.difference):.2f} points {word}"
@@ -274,12 +284,9 @@ def report_metrics(report: Report) -> dict[str, float]:
     for pair in report.comparisons:
         if pair.primary is not None and pair.p_holm is not None:
             key = f"difference.{pair.first}-{pair.second}.{report.primary}"
-            metrics |= {
-                key: pair.primary.difference,
-                f"{key}_low": pair.primary.low,
-                f"{key}_high": pair.primary.high,
-                f"{key}_p_holm": pair.p_holm,
-            }
+            metrics |= {key: pair.primary.difference, f"{key}_p_holm": pair.p_holm}
+            if pair.primary.spread_known:
+                metrics |= {f"{key}_low": pair.primary.low, f"{key}_high": pair.primary.high}
     return metrics
 
 

@@ -18,9 +18,8 @@ from orchestrator.campaign.report import (
     Report,
     metric_name,
     p_text,
-    signed,
 )
-from orchestrator.messages.wording import duration
+from orchestrator.messages.wording import duration, seeds_difference
 from orchestrator.search.budget import Cost
 
 
@@ -68,12 +67,6 @@ def method_table(report: Report) -> tuple[list[str], list[list[str]]]:
 
 def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Heading and rows: points, first less second."""
-
-    def interval(test: PairedT | None) -> str:
-        if test is None:
-            return "–"
-        return f"{signed(test.difference)} [{signed(test.low)}, {signed(test.high)}]"
-
     others = [metric for metric in report.metrics if metric != report.primary]
     heading = [
         "difference",
@@ -87,12 +80,12 @@ def comparison_table(report: Report) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{pair.first} − {pair.second}",
-            interval(pair.primary),
+            seeds_difference(pair.primary),
             p_text(pair.primary.p_value) if pair.primary else "–",
             p_text(pair.p_holm) if pair.p_holm is not None else "–",
             f"{100 * pair.detectable:.2f}" if pair.detectable is not None else "–",
             f"{len(pair.seeds)} of {len(report.seeds)}",
-            *(interval(pair.others[metric]) for metric in others),
+            *(seeds_difference(pair.others[metric]) for metric in others),
         ]
         for pair in report.comparisons
     ]

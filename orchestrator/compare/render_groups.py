@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from morel_core.statistics import MeanT
 from orchestrator.compare.groups import Group, Grouped
 from orchestrator.compare.render import latex, markdown
+from orchestrator.messages.wording import seeds_difference
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,11 +46,8 @@ def _mean(mean: MeanT | None, seeds: Mapping[str, float]) -> str:
 
 
 def _test(group: Group) -> list[str]:
-    test = group.difference
-    if test is None:
-        return ["–", "–"]
-    low, high = 100 * test.low, 100 * test.high
-    return [f"{100 * test.difference:+.2f} [{low:+.2f}, {high:+.2f}]", f"{group.p_holm:.2g}"]
+    p_value = "–" if group.p_holm is None else f"{group.p_holm:.2g}"
+    return [seeds_difference(group.difference), p_value]
 
 
 def _notes(grouped: Grouped) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from morel_core.statistics import PairedT
+
 
 def percent(value: float | None) -> str:
     """``93.1``, or a dash."""
@@ -20,6 +22,15 @@ def with_interval(values: Mapping[str, Any], key: str) -> str:
         return "–"
     value, low, high = (100 * values[key + end] for end in ("", "_low", "_high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def seeds_difference(test: PairedT | None) -> str:
+    """``+1.25 [+0.10, +2.40]`` in points, or a dash; no interval where no seed differs."""
+    if test is None:
+        return "–"
+    low, high = 100 * test.low, 100 * test.high
+    interval = f"[{low:+.2f}, {high:+.2f}]" if test.spread_known else "under every seed"
+    return f"{100 * test.difference:+.2f} {interval}"
 
 
 def duration(seconds: float) -> str:

@@ -107,6 +107,23 @@ def test_sentences(report):
     assert "p = 0.026" in strong
 
 
+def test_differences_that_are_all_the_same_have_no_interval(load):
+    """Three seeds that differ by the same count of images do not resolve everything."""
+    report = build(load, a=A, b=[value + 0.1 for value in A], c=A)
+    first, second = report.comparisons
+    assert first.detectable is second.detectable is None
+    assert first.sentence == (
+        "b less a is +10.00 points in robust accuracy (pgd20_linf_0.1) over 3 seeds, the same "
+        "under each: how far it varies over seeds is not known (sign-flip test: p = 0.500 after "
+        "Holm's correction for 2 comparisons)."
+    )
+    assert second.sentence.startswith("c less a is +0.00 points")
+    text = to_markdown(report)
+    assert "+10.00 under every seed" in text
+    assert "[+10.00" not in text
+    assert not any(key.endswith(("_low", "_high")) for key in report_metrics(report))
+
+
 def test_a_lower_method_is_called_lower(load):
     report = build(load, a=C, b=A, c=B)
     assert report.comparisons[0].sentence.startswith("b is 5.00 points lower than a")

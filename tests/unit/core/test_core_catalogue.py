@@ -235,6 +235,18 @@ def test_a_step_out_of_range_is_told_with_its_attack(name: str, message: str) ->
     assert str(caught.value).startswith(message)
 
 
+def test_one_short_step_is_no_fgsm() -> None:
+    ball = replace(BALL, init="none")
+    assert list(make_attacks(["pgd1", "fgsm"], ball)) == ["pgd1_linf_0.1", "fgsm_linf_0.1"]
+    assert list(make_attacks(["pgd1"], replace(ball, step_size=0.1))) == ["fgsm_linf_0.1"]
+
+
+def test_two_attacks_of_one_name_are_not_one() -> None:
+    assert len(make_attacks(["pgd3", "pgd3@0.025", "pgd3"], BALL)) == 1  # the ball's own step
+    with pytest.raises(MorelError, match=r"'pgd3@0.0200001': .* same name, pgd3_step0.02_linf_0.1"):
+        make_attacks(["pgd3@0.02", "pgd3@0.0200001"], BALL)
+
+
 def test_restarts_need_a_random_start() -> None:
     with pytest.raises(MorelError, match=r"'pgd3x2': restarts = 2: 1 with init: none"):
         make_attacks(["pgd3x2"], replace(BALL, init="none"))

@@ -57,7 +57,7 @@ NAN = float("nan")
         (AttackConfig, {"eps": 0.0}, "eps = 0.0: must be in (0, 1]"),
         (AttackConfig, {"eps": -0.1}, "eps = -0.1: must be in (0, 1]"),
         (AttackConfig, {"eps": NAN}, "eps = nan: must be in (0, 1]"),
-        (AttackConfig, {"norm": "l2", "eps": 128.0}, "eps = 128.0: must be in (0, 100]"),
+        (AttackConfig, {"norm": "l2", "eps": 1e5}, "eps = 100000.0: must be in (0, 10000]"),
         (AttackConfig, {"step_size": 0.0}, "step_size = 0.0: must be > 0"),
         (
             AttackConfig,

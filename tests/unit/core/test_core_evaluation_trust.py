@@ -110,6 +110,13 @@ def test_an_honest_network_gives_no_reason_to_doubt(honest, digits, norm, eps):
     assert examine(honest, *digits, eps=eps, norm=norm) == []
 
 
+def test_images_of_any_size_have_a_huge_ball():
+    """That of every image reaches to grey: 194 long for these in ℓ2."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert examine(net, x, net(x).argmax(1), eps=0.5, norm="l2") == []
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 0.8)])
 def test_saturated_logits_are_seen(honest, digits, norm, eps):
     findings = examine(Saturated(honest), *digits, eps=eps, norm=norm)

@@ -205,6 +205,8 @@ def test_holm_keeps_the_chance_of_any_false_rejection():
 def test_paired_t_of_differences_that_are_all_the_same():
     same = paired_t([0.5, 0.75, 0.625], [0.25, 0.5, 0.375])
     assert (same.low, same.high, same.p_value, same.deviation) == (0.25, 0.25, 0.25, 0.0)
+    assert not same.spread_known
+    assert paired_t([0.5, 0.75, 0.625], [0.25, 0.5, 0.5]).spread_known
     assert paired_t([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]).p_value == 1.0
     images = [(288, 280), (295, 287), (301, 293)]  # equal but for the rounding of k / 359
     rounded = paired_t(*([k / 359 for k in of] for of in zip(*images, strict=True)))

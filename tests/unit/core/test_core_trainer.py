@@ -215,6 +215,29 @@ def test_with_dropout_too(tmp_path, monkeypatch):
     assert lasting(second.run_epoch()) == lasting(whole.history[1])
 
 
+def test_an_interrupted_epoch_does_not_count_as_trained(monkeypatch, tmp_path):
+    """Whose steps would otherwise be left out in silence, as a user of a notebook may."""
+    trainer = Trainer(tiny_run(training=TrainingConfig(epochs=2, batch_size=16)))
+    trainer.run_epoch()
+    trainer.save(tmp_path / "whole")
+    step, steps = trainer.step, iter(range(9))
+
+    def interrupted(*given):
+        if next(steps) == 1:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    monkeypatch.undo()
+    for go_on in (trainer.fit, trainer.run_epoch, lambda: trainer.save(tmp_path / "torn")):
+        with pytest.raises(MorelError, match=r"epoch 2 was interrupted.* load the last checkpoint"):
+            go_on()
+    trainer.load(tmp_path / "whole")
+    assert [metrics["epoch"] for metrics in trainer.fit()] == [1, 2]
+
+
 def test_an_unmeasured_run_can_be_saved_and_resumed(tmp_path):
     config = tiny_run(
         training=TrainingConfig(epochs=3, batch_size=16),
