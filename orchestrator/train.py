@@ -30,7 +30,7 @@ from orchestrator.notes import train_note
 from orchestrator.provenance.identity import check_identity
 from orchestrator.settings.fits import check_fits
 from orchestrator.tracking import Recorder, records
-from orchestrator.tracking.recorder import Past
+from orchestrator.training.keys import TRAIN_SECONDS
 from orchestrator.training.recovery import drop_torn_snapshot
 from orchestrator.training.result import TrainResult
 from orchestrator.training.retries import in_more_slices, retry_tags
@@ -198,15 +198,12 @@ def _fit(
 
     from orchestrator.training import measuring
 
-    before = recorder.past.get(run_id, Past())
-    started = time.perf_counter()
     own = config
     config, trained = _run_to_the_end(config, given, recorder, run_id, on_epoch)
     last = trained.last
     metrics = records.best_metrics(last, records.measured_with(config, last, "best_"))
-    went_on = int(last.get("epoch", 0)) > before.epoch
     metrics |= {
-        "train.seconds": before.seconds + went_on * (time.perf_counter() - started),
+        "train.seconds": float(last.get(TRAIN_SECONDS, 0.0)),
         "train.images_per_second": float(last.get("images_per_second", 0.0)),
     }
     exported: records.Exported | None = None

@@ -36,7 +36,7 @@ def settings(overrides: Sequence[str]) -> RunConfig:
 
 
 def place(overrides: Sequence[str]) -> list[str]:
-    """Those that say where a run lies: the others may be of a model that the default is not."""
+    """Those that say where a run lies: the others change its own settings, not the defaults."""
     from orchestrator.config import NOT_SCIENTIFIC
 
     return [o for o in overrides if o.partition("=")[0].partition(".")[0] in NOT_SCIENTIFIC]

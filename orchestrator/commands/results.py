@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morel_core.errors import ConfigError
-from orchestrator.commands.common import consoles, settings
+from orchestrator.commands.common import consoles, place, settings
 from orchestrator.settings.jobs import check_written
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int
     """``morel evaluate``."""
     from orchestrator.settings.yaml_files import parse_overrides
 
-    tracking, values = settings(overrides), parse_overrides(overrides)
+    tracking, values = settings(place(overrides)), parse_overrides(overrides)
 
     from orchestrator.evaluate import Request, evaluate_target
     from orchestrator.evaluation.against import compare_targets
@@ -106,7 +106,7 @@ def export_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     check_written("--to", arguments.to)
     from orchestrator.settings.yaml_files import parse_overrides
 
-    tracking, values = settings(overrides), parse_overrides(overrides)
+    tracking, values = settings(place(overrides)), parse_overrides(overrides)
 
     from orchestrator.evaluation.targets import find_target
     from orchestrator.evaluation.view import evaluation_table
@@ -132,7 +132,7 @@ def register_command(arguments: argparse.Namespace, overrides: list[str]) -> int
     """``morel register``."""
     from orchestrator.config import parse_overrides
 
-    tracking, values = settings(overrides), parse_overrides(overrides)
+    tracking, values = settings(place(overrides)), parse_overrides(overrides)
 
     from orchestrator.taking_home.registration import register
 

@@ -30,7 +30,7 @@ LINEAGE = "morel.pbt.lineage"
 """Tag of a trial under pbt: when it took over whose network, and settings near that one's."""
 UNMASKED = "no evidence"
 """The tag ``morel.masking`` of a network whose verification found no masked gradients."""
-ATTACK_DETAILS = ("evaluation.attack.step_size", "evaluation.attack.init")
+ATTACK_DETAILS = tuple(f"evaluation.attack.{key}" for key in ("step_size", "init", "init_scale"))
 """What an attack's name does not tell."""
 
 

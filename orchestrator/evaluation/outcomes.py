@@ -13,7 +13,8 @@ from torch import Tensor
 
 from morel_core.evaluation import CLEAN, EvaluationResult, Finding
 from orchestrator import storage
-from orchestrator.config import RunConfig, with_overrides
+from orchestrator.compare.runs import ATTACK_DETAILS
+from orchestrator.config import RunConfig, flatten, scientific, with_overrides
 from orchestrator.driver.lease import LeaseHeldError, held
 from orchestrator.evaluation.shards import file_name
 from orchestrator.evaluation.targets import Target
@@ -103,11 +104,17 @@ def to_parquet(evaluation: Evaluation) -> bytes:
 def record(evaluation: Evaluation) -> str:
     """Add an evaluation's numbers, files and warnings to its run in MLflow.
 
-    Returns why MLflow has not got them, empty if it has: another driver writes the run's journal,
-    the run is not in this storage, or MLflow is away.
+    Returns why MLflow has not got them, empty if it has: they are of other images or of another
+    attack than their names say of this run, another driver writes the run's journal, the run is not
+    in this storage, or MLflow is away.
     """
     target = evaluation.target
     assert target.run_id is not None
+    if differing := measured_otherwise(target):
+        return (
+            f"{', '.join(differing)}: not as in the run, which the names of its numbers do not "
+            "tell; a step size of its own is part of an attack's name (pgd20@0.003)"
+        )
     config = with_overrides(target.config, {"name": target.owner})
     deadline = time.monotonic() + config.cluster.lease_s
     while True:
@@ -118,6 +125,23 @@ def record(evaluation: Evaluation) -> str:
             if time.monotonic() > deadline:
                 return f"{error}; the same command records it without measuring again"
             time.sleep(1.0)  # another evaluation's moment of recording passes
+
+
+def measured_otherwise(target: Target) -> list[str]:
+    """Settings of a run's evaluation that are not the run's own, and that no metric's name tells.
+
+    In a ball of another radius, which a name tells, steps may have another size.
+    """
+    if target.recorded is None:
+        return []
+    now, own = (flatten(scientific(c)) for c in (target.config, target.recorded))
+    radius = "evaluation.attack.eps"
+    return [
+        f"{key} = {now.get(key)}"
+        for key in dict.fromkeys((*own, *now))
+        if (key.startswith("data.") or (key in ATTACK_DETAILS and now[radius] == own[radius]))
+        and now.get(key) != own.get(key)
+    ]
 
 
 def _record(evaluation: Evaluation, run_id: str, config: RunConfig) -> str:

@@ -39,6 +39,8 @@ class Target:
     """As a person calls it."""
     config: RunConfig
     load: Loader
+    recorded: RunConfig | None = None
+    """As it was trained: without what the command line changes."""
     run_id: str | None = None
     stop_reason: str = ""
     status: Status = "FINISHED"
@@ -130,8 +132,10 @@ def module_target(name: str, module: nn.Module, config: RunConfig) -> Target:
 
 
 def _checkpoint(name: str, folder: Path, overrides: Mapping[str, Any]) -> Target:
-    config = with_overrides(build(RunConfig, load_progress(folder)["config"]), overrides)
-    return Target(name=name, config=config, load=partial(_best, folder, config.model))
+    recorded = build(RunConfig, load_progress(folder)["config"])
+    config = with_overrides(recorded, overrides)
+    load = partial(_best, folder, config.model)
+    return Target(name=name, config=config, load=load, recorded=recorded)
 
 
 def _best(folder: Path, model: ModelConfig, shape: Shape, num_classes: int) -> nn.Module:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from morel_core.statistics import PairedT
+if TYPE_CHECKING:
+    from morel_core.statistics import PairedT
 
 
 def percent(value: float | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.compare import RunRecord, load_runs
-from orchestrator.compare.runs import UNMASKED
+from orchestrator.compare.runs import ATTACK_DETAILS, UNMASKED
 from orchestrator.config import RunConfig, check_name, tracking_uri, with_overrides
 from orchestrator.driver.lease import held
 from orchestrator.evaluation.targets import find_run, find_target
@@ -272,7 +272,9 @@ def _protocol(run: RunRecord, runs: list[RunRecord]) -> str:
         return ""
     attacks = run.tags.get("morel.verified.attacks", str(found.attack))
     seed = run.params.get("evaluation.seed", "?")
-    return f"{attacks}; first {found.images} held-out images of {_data(run, runs)}; seed {seed}"
+    details = [f"{key.rpartition('.')[2]} {run.params.get(key, '?')}" for key in ATTACK_DETAILS]
+    images = f"first {found.images} held-out images of {_data(run, runs)}"
+    return "; ".join([attacks, *details, images, f"seed {seed}"])
 
 
 def _data(run: RunRecord, runs: list[RunRecord]) -> str:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -66,10 +66,6 @@ class Past:
     """The last one."""
     won: bool = False
     """Its newest tag ``morel.winner``."""
-    epoch: int = 0
-    """The last one that was reported."""
-    seconds: float = 0.0
-    """Spent training up to then, as far as that is recorded."""
 
     def add(self, event: Event) -> None:
         """Take in the run's next event."""
@@ -78,18 +74,40 @@ class Past:
             self.params = event.payload["params"]
         elif event.kind == "epoch":
             self.state = self.stop_reason = ""
-            metrics = event.payload["metrics"]
-            self.epoch = max(self.epoch, int(event.payload["epoch"]))
-            self.seconds += metrics.get("seconds", 0.0) + metrics.get("seconds_evaluation", 0.0)
         elif event.kind == "final":
             self.metrics |= event.payload["metrics"]
             self.note = event.payload.get("note") or self.note
-            self.seconds = event.payload["metrics"].get("train.seconds", self.seconds)
             if "morel.winner" in event.payload["tags"]:
                 self.won = event.payload["tags"]["morel.winner"] == "true"
             if "morel.state" in event.payload["tags"]:
                 self.state = event.payload["tags"]["morel.state"]
                 self.stop_reason = event.payload["stop_reason"]
+
+
+@dataclass
+class _End:
+    """What the finals of a run say together, since its last step."""
+
+    status: str = ""
+    stop_reason: str = ""
+    values: dict[str, str] = field(default_factory=lambda: dict[str, str]())
+    """Metrics and tags as JSON, in which NaN is NaN: the newest of each name."""
+    said: Counter[str] = field(default_factory=lambda: Counter[str]())
+    """How often each payload, by digest."""
+
+    def add(self, payload: Mapping[str, Any]) -> None:
+        """Take in the next one."""
+        self.status, self.stop_reason = payload["status"], payload["stop_reason"]
+        self.values |= _values(payload)
+        self.said[_digest(payload)] += 1
+
+    def holds(self, payload: Mapping[str, Any]) -> bool:
+        """Whether this was said, and nothing of it was replaced since."""
+        return (
+            self.said[_digest(payload)] > 0
+            and (self.status, self.stop_reason) == (payload["status"], payload["stop_reason"])
+            and _values(payload).items() <= self.values.items()
+        )
 
 
 class Replay(NamedTuple):
@@ -130,6 +148,7 @@ class Recorder:
         self._append_lock = threading.Lock()
         self._queue: deque[Event] = deque()
         self._steps: dict[str, int] = {}
+        self._ends: dict[str, _End] = {}
         self._rejected: list[Rejection] = []
         self._last_error: str | None = None
         self._closing = False
@@ -231,7 +250,7 @@ class Recorder:
         note: str | None = None,
         model: ModelPayload | None = None,
     ) -> bool:
-        """Record how a run ended; False if exactly this is its recorded end.
+        """Record how a run ended; False if exactly this is recorded, and still holds.
 
         Calling it again with more (test accuracies of a winner, a model) adds to the run.
         """
@@ -281,8 +300,12 @@ class Recorder:
     ) -> bool:
         with self._append_lock:  # the queue keeps the journal's order
             if key is None:
-                # The same end, with nothing between, is one end; after more epochs it is another.
-                key = f"final:{self._steps.get(run_id, 0)}:{_digest(payload)}"
+                # The same end, as long as it holds, is one end; after more epochs it is another.
+                end, digest = self._ends.get(run_id, _End()), _digest(payload)
+                if end.holds(payload):
+                    return False
+                again = f":{end.said[digest] + 1}" if end.said[digest] else ""
+                key = f"final:{self._steps.get(run_id, 0)}:{digest}{again}"
             event = self._journal.append(run_id, kind, key, payload)
             if event is None:
                 return False
@@ -292,6 +315,9 @@ class Recorder:
     def _enqueue(self, event: Event) -> None:
         if event.kind in ("start", "epoch", "progress"):
             self._steps[event.run_id] = self._steps.get(event.run_id, 0) + 1
+            self._ends.pop(event.run_id, None)
+        elif event.kind == "final":
+            self._ends.setdefault(event.run_id, _End()).add(event.payload)
         with self._changed:
             if not self._stopped:
                 self._queue.append(event)
@@ -377,6 +403,10 @@ def replay(journal: Journal, tracker: Tracker) -> Replay:
 
 def _digest(payload: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _values(final: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in (final["metrics"] | final["tags"]).items()}
 
 
 def _note_rejection(tracker: Tracker, event: Event, reason: str) -> None:

@@ -94,7 +94,17 @@ def test_final_numbers_stand_with_attack_interval_and_count(
     assert metrics[f"test.robust.{ATTACK}_low"] < value < metrics[f"test.robust.{ATTACK}_high"]
     assert metrics["test.images"] == 60
     assert 1 <= metrics["best.epoch"] <= 3
-    assert metrics["train.seconds"] > 0
+
+
+def test_the_time_it_took_is_that_of_training_under_both_commands(
+    two_workers: Any, shared_storage: Path
+) -> None:
+    """As a search counts it: without the start of workers."""
+    run = recorded.one(shared_storage, "pair")
+    spent = [recorded.history(shared_storage, run, m) for m in ("seconds", "seconds_evaluation")]
+    assert [step for step, _ in spent[0]] == [1, 2, 3]
+    total = sum(seconds for of in spent for _, seconds in of)
+    assert run.data.metrics["train.seconds"] == pytest.approx(total)
 
 
 def test_logged_model_is_the_plain_network(two_workers: Any, shared_storage: Path) -> None:

@@ -38,7 +38,7 @@ COMMANDS = {
     "tune smoke num_trial=5": MISTAKE,
     "tune smoke attack.eps=8": MISTAKE,
     "campaign paper_comparison seed=3": MISTAKE,
-    "evaluate hunt attack.ep=1": MISTAKE,
+    "evaluate hunt tracking.ur=x": MISTAKE,
 }
 """Each with its exit code, in one process: the first that imports too much fails, and all later."""
 

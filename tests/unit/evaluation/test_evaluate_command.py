@@ -12,8 +12,8 @@ from morel_core import MorelError
 from morel_core.checkpoint import MANIFEST
 from orchestrator import cli
 from orchestrator.config import RunConfig
-from orchestrator.evaluate import Request, choose_attacks, evaluate_target
-from orchestrator.evaluation import targets
+from orchestrator.evaluate import Request, Unseen, choose_attacks, evaluate_target
+from orchestrator.evaluation import outcomes, targets
 from orchestrator.evaluation.targets import find_run, find_target
 from orchestrator.notes import train_note
 from orchestrator.settings.building import build
@@ -253,6 +253,15 @@ def test_a_run_without_checkpoint(recorded, tracking):
         find_target("stillborn", tracking, {})
 
 
+def test_settings_are_those_of_what_is_evaluated_not_of_a_default_run(folder, capsys, tmp_path):
+    """A step of this ball is too long in a default one; a default network has no depth."""
+    command = ["evaluate", "--attacks", "pgd1", "--no-checks", f"storage_path={tmp_path}"]
+    assert cli.main([*command, str(folder), "evaluation.attack.step_size=0.08"]) == 0
+    plain = ["wide_resnet", "model.depth=10", f"--weights={tmp_path}/none.pt"]
+    assert cli.main([*command, *plain]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--against", "--transfer-from"])
 def test_an_unknown_other_run(recorded, folder, capsys, option, tmp_path):
     assert cli.main(["evaluate", str(folder), option, "nobody", f"storage_path={tmp_path}"]) == 2
@@ -297,6 +306,32 @@ def test_numbers_of_a_recorded_run_are_added_to_it_and_its_end_stays(
     # A part's numbers do not take the place of the whole's.
     assert part.payload["metrics"]["test_first10.images"] == 10
     assert not part.payload["metrics"].keys() & metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"evaluation.attack.step_size": 0.0002}, "evaluation.attack.step_size = 0.0002: not as"),
+        ({"data.test_size": 10}, "data.test_size = 10: not as in the run"),
+        ({"evaluation.attack.eps": 0.1, "evaluation.attack.step_size": 0.02}, ""),
+        ({"data.root": "/elsewhere", "evaluation.batch_size": 7}, ""),
+    ],
+)
+def test_numbers_stand_under_a_runs_names_only_if_measured_as_in_the_run(
+    recorded, tracking, tmp_path, given, said
+):
+    lines: list[str] = []
+
+    class Seen(Unseen):
+        def say(self, line):
+            lines.append(line)
+
+    target = find_target("alone", tracking, {"storage_path": str(tmp_path), **given})
+    assert ", ".join(outcomes.measured_otherwise(target)) == said.partition(": not")[0]
+    assert outcomes.measured_otherwise(find_target("alone", tracking, {})) == []
+    if said:
+        evaluate_target(target, quiet("pgd2"), Seen())
+        assert lines[-1].startswith(f"kept, but not recorded in MLflow: {said}")
 
 
 def test_the_note_of_a_run_says_what_was_measured_since(recorded, tracking, tmp_path, monkeypatch):

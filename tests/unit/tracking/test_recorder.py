@@ -148,6 +148,44 @@ def test_the_same_end_is_one_end_and_more_about_it_another(journal):
     again.close(10)
 
 
+def test_an_end_that_was_replaced_can_be_said_again(journal):
+    """One evaluation, another under the same names, and the first one again."""
+    nan = float("nan")
+
+    def measured(accuracy):
+        recorder = recorder_of(journal, MemoryTracker())
+        metrics = {"test.robust.pgd": accuracy, "test.lost": nan}
+        try:
+            return recorder.finish("s/a", status="FINISHED", stop_reason="", metrics=metrics)
+        finally:
+            recorder.close(10)
+
+    recorder = recorder_of(journal, MemoryTracker())
+    start(recorder)
+    recorder.close(10)
+    assert [measured(a) for a in (0.7, 0.7, 0.9, 0.7, 0.7, 0.9, 0.7)] == [
+        *(True, False, True, True, False, True, True)
+    ]
+    last = recorder_of(journal, MemoryTracker())
+    last.close(10)
+    assert last.past["s/a"].metrics["test.robust.pgd"] == 0.7
+    keys = [event.key for event in journal.events()]
+    assert len(set(keys)) == len(keys) == 6
+
+
+def test_what_was_added_to_an_end_is_not_taken_back_by_saying_it_again(journal):
+    """As a finished command does that is run again after an evaluation."""
+    recorder = recorder_of(journal, MemoryTracker())
+    start(recorder)
+    trained = {"status": "FINISHED", "stop_reason": "done", "metrics": {"best.epoch": 3.0}}
+    assert recorder.finish("s/a", **trained)
+    assert recorder.finish(
+        "s/a", status="FINISHED", stop_reason="done", metrics={"test.clean": 0.9}, note="both"
+    )
+    assert not recorder.finish("s/a", **trained)
+    recorder.close(10)
+
+
 def test_two_threads_deliver_in_the_journals_order(journal):
     tracker = MemoryTracker()
     recorder = recorder_of(journal, tracker)
@@ -189,26 +227,3 @@ def test_progress_is_recorded_once_for_what_it_says(journal):
     again = recorder_of(journal, MemoryTracker())
     assert not again.progress("s", 1, {"front.size": 2.0})
     again.close(10)
-
-
-def test_what_a_run_has_cost_so_far(journal):
-    """Also of commands that were killed; what a finished one recorded counts for all before it."""
-
-    def past():
-        recorder = Recorder(journal, MemoryTracker())
-        recorder.close()
-        return recorder.past["run"]
-
-    recorder = Recorder(journal, MemoryTracker())
-    recorder.start_run("run", name="run", params={}, config={})
-    for epoch in (1, 2):
-        recorder.epoch("run", epoch, {"seconds": 3.0, "seconds_evaluation": 1.0})
-    recorder.close()
-    assert (past().epoch, past().seconds) == (2, 8.0)
-    recorder = Recorder(journal, MemoryTracker())
-    tags = {"morel.state": "finished", "morel.winner": "true"}
-    metrics = {"train.seconds": 10.0}
-    recorder.finish("run", status="FINISHED", stop_reason="", metrics=metrics, tags=tags)
-    recorder.epoch("run", 3, {"seconds": 2.0})
-    recorder.close()
-    assert (past().epoch, past().seconds, past().won) == (3, 12.0, True)

@@ -20,6 +20,9 @@ PARAMS = {
     "data.holdout": "300",
     "evaluation.num_images": "null",
     "evaluation.attack.eps": "0.1",
+    "evaluation.attack.step_size": "0.02",
+    "evaluation.attack.init": "gaussian",
+    "evaluation.attack.init_scale": "0.001",
     "evaluation.seed": "0",
     "objective.accuracy": "trades",
     "model.name": "digits_cnn",
@@ -58,8 +61,8 @@ def test_a_verified_winner_has_its_whole_record():
     made = registration(run(metrics=HELD_OUT | TEST | VERIFIED), [SEARCH], "robust")
     assert (made["champion"], made["score"]) == ("better", 0.4)
     assert made["protocol"] == (
-        "apgd-ce_linf_0.1, square_linf_0.1; first 100 held-out images of digits 0123456789ab; "
-        "seed 0"
+        "apgd-ce_linf_0.1, square_linf_0.1; step_size 0.02; init gaussian; init_scale 0.001; first "
+        "100 held-out images of digits 0123456789ab; seed 0"
     )
     tags = made["tags"]
     assert tags["attack"] == "square_linf_0.1"  # that which found most
