@@ -242,11 +242,12 @@ def _fit(
     path = f"{base.storage_path}/{base.name}"
     saved = saved_trials(path)
     watch.book.remember(saved)
+    watch.book.adopt(saved)  # before Tune is asked for more: they may have reached the target
     watch.there, watch.concurrent = there, concurrency(search, *there)
     in_step = search.scheduler.name == "pbt"
     reused = not in_step or search.resources.workers == 1
     source = TrialSource(
-        SpaceSearcher(search, known, again=watch.book.unsaved(len(saved))),
+        SpaceSearcher(search, known, again=watch.book.unsaved(saved)),
         # pbt sees to it itself: paused trials would count as running.
         concurrent=search.total_trials if in_step else watch.concurrent,
         folder=path,

@@ -11,6 +11,7 @@ from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from morel_core.errors import MorelError
 from orchestrator.search import seals
 from orchestrator.search.searcher import SpaceSearcher
+from orchestrator.search.trial import never_began
 
 
 def saved_trials(folder: str) -> list[Any]:
@@ -96,8 +97,10 @@ class TrialSource(SearchGenerator):
         super().restore_from_dir(dirpath)
         self._limiter.max_concurrent = self._concurrent
         self._total_samples, self._finished = self._proposer.total_trials, self._closed
-        self._counter = len(self._saved)
-        self._proposer.go_on_from(len(self._saved))
+        points = {trial.config["index"]: trial.config["params"] for trial in self._saved}
+        begun = {trial.config["index"] for trial in self._saved if not never_began(trial)}
+        self._counter = len(begun)
+        self._proposer.go_on_from(points, sorted(points.keys() - begun))
         trials = {trial.trial_id: trial for trial in self._saved}
         for trial_id in list(self._limiter.live_trials):
             trial = trials.get(trial_id)

@@ -80,8 +80,9 @@ class SpaceSearcher(Searcher):
         self._grid = config.space.grid()
         self._plan = config.planned()[: self.total_trials]
         self._next = 0
+        self._left: list[int] = []  # before that one, and never begun
         self._again = dict(again or {})
-        self._point: Values = {}  # the sampled point that is being crossed with the grid
+        self._points: dict[int, Values] = {}  # those sampled, each to be crossed with the grid
         self._open: dict[str, OpenTrial] = {}
         self._failed: dict[str, Values] = {}  # Tune may run these again after a restore
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,20 +97,18 @@ class SpaceSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:  # Ray's annotation forgets its own FINISHED
         """The next trial's config, or `Searcher.FINISHED`."""
-        index = self._next
+        index = self._left.pop(0) if self._left else self._next
         if index >= self.total_trials:
             return Searcher.FINISHED
-        self._next += 1
+        self._next = max(self._next, index + 1)
         if index < len(self._plan):
             baseline, known = self._plan[index]
             trial, params = self._ask(known, known)
         else:
-            baseline, place = None, (index - len(self._plan)) % len(self._grid)
-            if place == 0:
-                self._point = {}
-            known = self._again.get(index, self._point)
-            trial, params = self._ask(known, self._grid[place])
-            self._point |= {name: params[name] for name in params if name in self._space.sampled}
+            baseline, (point, cell) = None, self._place(index)
+            known = self._again.get(index, self._points.get(point, {}))
+            trial, params = self._ask(known, self._grid[cell])
+            self._note(index, params)
         self._open[trial_id] = OpenTrial(trial, params)
         return {"params": params, **self._settings(params), "baseline": baseline, "index": index}
 
@@ -121,9 +120,30 @@ class SpaceSearcher(Searcher):
             raw = {name: value for name, value in params.items() if is_setting(name)}
             return {"overrides": raw, IMPOSSIBLE: str(error)}
 
-    def go_on_from(self, index: int) -> None:
-        """Propose the trial of ``index`` next: those before it, and no others, are known."""
-        self._next = index
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which sampled point, and which grid combination."""
+        return divmod(index - len(self._plan), len(self._grid))
+
+    def _note(self, index: int, params: Values) -> None:
+        """Keep what was sampled, for the grid's other combinations."""
+        sampled = {name: params[name] for name in params if name in self._space.sampled}
+        point, _ = self._place(index)
+        self._points[point] = self._points.get(point, {}) | sampled
+
+    def go_on_from(self, proposed: Mapping[int, Values], left: Sequence[int]) -> None:
+        """Go on behind the trials that are ``proposed``; those ``left`` come again, and first.
+
+        Args:
+            proposed: raw values of all that are known, by index. They may be newer than what
+                `restore` has read.
+            left: indices among them of trials that never began.
+        """
+        self._next, self._left = max(proposed, default=-1) + 1, list(left)
+        self._again |= {index: proposed[index] for index in left}
+        self._points = {}
+        for index in sorted(proposed):
+            if index >= len(self._plan):
+                self._note(index, proposed[index])
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep a report with numbers; a repeated epoch (a restarted trial) is ignored."""
@@ -153,7 +173,7 @@ class SpaceSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state to a file, for `restore`; Tune calls this with its own snapshots."""
-        state = (self._study, self._open, self._failed, self._next, self._point)
+        state = (self._study, self._open, self._failed, self._next, self._points)
         Path(checkpoint_path).write_bytes(pickle.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
@@ -162,7 +182,7 @@ class SpaceSearcher(Searcher):
         The file runs what code it holds: `orchestrator.search.seals` has found it to be ours.
         """
         state = pickle.loads(Path(checkpoint_path).read_bytes())
-        self._study, self._open, self._failed, self._next, self._point = state
+        self._study, self._open, self._failed, self._next, self._points = state
 
     def _ask(self, known: Values, fixed: Values) -> tuple[optuna.Trial, Values]:
         """A new Optuna trial: ``known`` values as they are, the rest drawn by the sampler."""

@@ -24,6 +24,11 @@ NUMBER, POINT = "morel.number", "morel.point"
 """Tags of a trial: its place in its search, and the raw values that were tried."""
 
 
+def never_began(tune_trial: Any) -> bool:
+    """Whether a Tune trial was ended while it waited: its search was over before its turn came."""
+    return tune_trial.status == "TERMINATED" and tune_trial.run_metadata.start_time is None
+
+
 @dataclass(kw_only=True)
 class Trial:
     """One trial: its point, its newest numbers and how it ended."""

@@ -21,7 +21,15 @@ from orchestrator.search import goal
 from orchestrator.search.parameters import is_number
 from orchestrator.search.population import Population
 from orchestrator.search.space import SearchConfig
-from orchestrator.search.trial import NUMBER, POINT, STOP_REASON, State, Trial, run_name
+from orchestrator.search.trial import (
+    NUMBER,
+    POINT,
+    STOP_REASON,
+    State,
+    Trial,
+    never_began,
+    run_name,
+)
 from orchestrator.tracking import Recorder, own_params, own_tags, records
 from orchestrator.training.keys import TRAINED
 from orchestrator.training.recovery import DAMAGED
@@ -265,14 +273,14 @@ class TrialBook:
             if not tune_trial.is_finished():
                 continue
             self._settled.add(tune_trial.trial_id)
-            if trial is not None:
+            if trial is not None or never_began(tune_trial):
                 continue
             past = self.recorder.past.get(run_id)
             if tune_trial.status == "ERROR":
                 self.error(tune_trial)
             elif past is not None and past.state in get_args(State):
                 self._take_back(tune_trial, cast(State, past.state), past.stop_reason)
-            elif past is not None or "epoch" in tune_trial.last_result:  # others never began
+            else:
                 self.complete(tune_trial)
 
     def settled(self, tune_trial: Any) -> bool:
@@ -307,13 +315,14 @@ class TrialBook:
             self._run_ids[own] = self._recorded.get(number, f"{self.search.base.name}/{own}")
         return self._run_ids[own]
 
-    def unsaved(self, saved: int) -> dict[int, dict[str, Any]]:
-        """Points of recorded trials beyond the first ``saved``, by index: to be tried again."""
+    def unsaved(self, saved: Sequence[Any]) -> dict[int, dict[str, Any]]:
+        """Points of recorded trials that Tune has not ``saved``, by index: to be tried again."""
         points = {
             number - 1: json.loads(self.recorder.past[run_id].tags[POINT])
             for number, run_id in self._recorded.items()
         }
-        return {index: point for index, point in points.items() if index >= saved}
+        known = {trial.config["index"] for trial in saved}
+        return {index: point for index, point in points.items() if index not in known}
 
     def _locate(self, trial: Trial, tune_trial: Any) -> None:
         """Where its newest checkpoint lies, if it has one."""

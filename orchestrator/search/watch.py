@@ -23,6 +23,7 @@ from orchestrator.driver.lease import LeaseLostError
 from orchestrator.messages.failures import failure_reason
 from orchestrator.search import status
 from orchestrator.search.budget import Meter
+from orchestrator.search.trial import never_began
 from orchestrator.search.trials import TrialBook
 
 POLL_S = 1.0
@@ -229,7 +230,8 @@ class Watch:
         folders = {
             book.run_id(trial): str(trial.relative_logdir)
             for trial in list(self._tune_trials)
-            if trial.relative_logdir  # one that has not been started yet has no folder
+            # One that has not been started yet has none; one that never was may have come again.
+            if trial.relative_logdir and not never_began(trial)
         }
         content = status.describe(
             book,

@@ -36,6 +36,11 @@ class FakeTrial:
     error_file: str | None = None
     changed: dict[str, Any] | None = None
     """By `set_config`."""
+    began: bool = True
+
+    @property
+    def run_metadata(self) -> SimpleNamespace:
+        return SimpleNamespace(start_time=1.0 if self.began else None)
 
     @property
     def config(self) -> dict[str, Any]:

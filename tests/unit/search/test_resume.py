@@ -13,8 +13,17 @@ from orchestrator.search.searcher import SpaceSearcher
 SESSION = "2026-01-01_00-00-00"
 
 
-def trial(trial_id, index, epoch, status="TERMINATED"):
-    found = FakeTrial(trial_id, index, status=status, last_result=report(epoch))
+TWO_SEEDS = """
+baselines:
+  paper: {objective.alpha: 1.0e-5}
+parameters:
+  objective.alpha: {type: float, low: 1.0e-6, high: 1.0, log: true}
+  seed: {type: grid, values: [0, 1]}
+"""
+
+
+def trial(trial_id, index, epoch, status="TERMINATED", **given):
+    found = FakeTrial(trial_id, index, status=status, last_result=report(epoch) if epoch else {}, **given)
     found.ERROR = "ERROR"
     return found
 
@@ -79,6 +88,48 @@ def test_a_trial_that_was_not_saved_comes_again_with_its_point(begun, source, tm
     assert proposed["index"] == 2
     assert proposed["params"] == begun["c"]["params"]
     assert later.searcher.suggest("d")["params"] != begun["c"]["params"]
+
+
+def test_trials_that_never_began_come_again_and_first(begun, source, tmp_path):
+    """Those that waited when the budget was spent: the baseline, and a sampled point."""
+    saved = [
+        trial("a", 0, 0, began=False),
+        trial("b", 1, 9),
+        trial("c", 2, 0, began=False, k1=0.375, alpha=0.5),
+    ]
+    later = restored(source(saved), tmp_path)
+    assert later.searcher.live_trials == set()
+    again = [later.searcher.suggest(name) for name in ("d", "e", "f")]
+    assert [found["index"] for found in again] == [0, 2, 3]
+    assert (again[0]["baseline"], again[0]["params"]) == ("paper", begun["a"]["params"])
+    assert again[1]["params"] == {"k1": 0.375, "objective.alpha": 0.5}
+    # Tune keeps the old ones beside: what has begun since does not come a third time.
+    both = [*saved, trial("d", 0, 3), trial("e", 2, 0, began=False, k1=0.375, alpha=0.5)]
+    third = restored(source(both), tmp_path)
+    assert [third.searcher.suggest(name)["index"] for name in "gh"] == [2, 3]
+
+
+def test_all_trials_are_proposed_although_some_were_twice(begun, source, tmp_path):
+    saved = [trial("a", 0, 0, began=False), trial("b", 1, 9), trial("c", 2, 9), trial("d", 0, 9)]
+    later = restored(source(saved), tmp_path)
+    later._experiment = None
+    assert later._counter == 3
+    assert not later.is_finished()
+    assert restored(source(saved, num_trials=3), tmp_path).is_finished()
+
+
+def test_a_grid_is_crossed_with_the_points_of_the_trials_that_are_known(load, tmp_path):
+    """Tune copies its trials first: the searcher's own state may be of fewer."""
+    search = load(TWO_SEEDS, "num_trials=4")
+    first = SpaceSearcher(search)
+    first.save(f"{tmp_path}/at_first")
+    known = {index: first.suggest(f"t{index}")["params"] for index in range(5)}
+    later = SpaceSearcher(search)
+    later.restore(f"{tmp_path}/at_first")
+    later.go_on_from(known, [])
+    found = later.suggest("next")
+    assert found["index"] == 5
+    assert found["params"] == known[4] | {"seed": 1}
 
 
 @pytest.mark.parametrize(("closed", "trials"), [(True, 5), (False, 3)])

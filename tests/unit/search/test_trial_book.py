@@ -380,15 +380,18 @@ def test_a_trial_that_goes_on_is_as_far_as_it_was(book):
 
 
 def test_a_trial_that_was_cut_off_before_it_began_is_not_recorded(book):
-    book.adopt([FakeTrial(status="TERMINATED", last_result={"trial_id": "t1"})])
+    given = {"status": "TERMINATED", "last_result": {"trial_id": "t1"}}
+    book.adopt([FakeTrial(began=False, **given)])
     assert book.trials == []
+    book.adopt([FakeTrial("other", 1, **given)])
+    assert [(trial.number, trial.epoch) for trial in book.trials] == [(2, 0)]
 
 
 def test_a_trial_that_was_not_saved_keeps_its_record_when_it_comes_again(book, search, recorder):
     book.result(FakeTrial("a", 0), report(9))
     book.result(FakeTrial("b", 1, k1=0.125), report(2))
     with another_driver(search, recorder) as second:
-        assert second.unsaved(1) == {1: {"k1": 0.125, "objective.alpha": 0.01}}
+        assert second.unsaved([FakeTrial("a", 0)]) == {1: {"k1": 0.125, "objective.alpha": 0.01}}
         assert second.start(FakeTrial("other", 1, k1=0.125)).run_id == "hunt/b"
         assert second.start(FakeTrial("c", 2)).run_id == "hunt/c"
 
