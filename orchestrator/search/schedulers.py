@@ -1,7 +1,8 @@
 """Who stops the trials of a search early. All count in epochs, which survive a restore.
 
 Tune restores its schedulers as they were when the search began. Those that compare trials at
-milestones keep what they saw in the search's folder, in ``scheduler/seen.json``, and read it again.
+milestones keep what they saw and decided in the search's folder, in ``scheduler/seen.json``, and
+read it again: a trial that was stopped does not come back to life after a driver's death.
 
 A diverged trial takes part with the worst numbers, as it reports them. Epochs that are no milestone
 take no part, so that numbers of different epochs, and with them of different rungs, never meet.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import (
@@ -47,14 +49,20 @@ def make_scheduler(search: SearchConfig, limit: int = 1) -> TrialScheduler:
             return FIFOScheduler()
 
 
-def explain(tune_trial: Any, reason: str) -> None:
-    """Say why a trial is stopped."""
-    setattr(tune_trial, STOP_REASON, reason)
-    tune_trial.invalidate_json_state()
+@dataclass(frozen=True)
+class Numbered:
+    """A trial for one of Ray's schedulers, under the id that it keeps."""
+
+    trial_id: str
 
 
-class Records:
-    """What was seen at milestones, in a file of the search's folder.
+def lasting_id(tune_trial: Any) -> str:
+    """Its index in the search: Tune's own id is another one where a trial comes again."""
+    return str(tune_trial.config["index"])
+
+
+class Memory:
+    """What was seen at milestones and who was stopped there, in a file of the search's folder.
 
     Args:
         search: whose folder it is.
@@ -62,14 +70,32 @@ class Records:
 
     def __init__(self, search: SearchConfig) -> None:
         self._path = f"{search.base.storage_path}/{search.base.name}/scheduler/seen.json"
+        self._stopped: dict[str, tuple[int, str]] = {}
 
-    def read(self) -> dict[str, Any]:
-        """What was written last; empty at first."""
-        return json.loads(storage.read_text(self._path) or "{}")
+    def recall(self) -> dict[str, Any]:
+        """What was kept last; empty at first."""
+        content = json.loads(storage.read_text(self._path) or "{}")
+        self._stopped = {trial: (e, why) for trial, (e, why) in content.get("stopped", {}).items()}
+        return content
 
-    def write(self, content: Mapping[str, Any]) -> None:
-        """Replace what was written."""
-        storage.write(self._path, json.dumps(content).encode())
+    def keep(self, **seen: Any) -> None:
+        """Replace what was kept."""
+        storage.write(self._path, json.dumps({**seen, "stopped": self._stopped}).encode())
+
+    def stop(self, tune_trial: Any, epoch: int, why: str = "") -> None:
+        """Note that a trial is stopped, and on the trial why."""
+        self._stopped[lasting_id(tune_trial)] = (epoch, why)
+        if why:
+            setattr(tune_trial, STOP_REASON, why)
+            tune_trial.invalidate_json_state()
+
+    def has_stopped(self, tune_trial: Any, result: Mapping[str, Any]) -> bool:
+        """Whether a trial was stopped before, here or at an earlier epoch; it says why again."""
+        epoch, why = self._stopped.get(lasting_id(tune_trial), (None, ""))
+        if epoch is None or result.get("epoch", 0) < epoch:
+            return False
+        self.stop(tune_trial, epoch, why)
+        return True
 
 
 class Halving(AsyncHyperBandScheduler):
@@ -89,29 +115,40 @@ class Halving(AsyncHyperBandScheduler):
         )
         self._seed = search.seed
         self._milestones = set(milestones(settings, epochs, search.base.evaluation.every))
-        self._records = Records(search)
+        self._memory = Memory(search)
         self._recalled = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Put a trial into its bracket: the same one, however often it is added."""
         self._recall()
-        dice = random.Random(f"{self._seed} bracket {trial.config['index']}")
+        own = lasting_id(trial)
+        dice = random.Random(f"{self._seed} bracket {own}")
         (bracket,) = dice.choices(self._brackets, weights=self._shares())
-        self._trial_info[trial.trial_id] = bracket
+        self._trial_info[own] = bracket
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop a trial that is at a milestone and below the best share there."""
+        if self._memory.has_stopped(trial, result):
+            return TrialScheduler.STOP
         if not self._counts(result):
             return TrialScheduler.CONTINUE
-        decision = super().on_trial_result(tune_controller, trial, result)
+        own = Numbered(lasting_id(trial))
+        decision = super().on_trial_result(tune_controller, own, result)  # pyright: ignore[reportArgumentType]
+        if decision == TrialScheduler.STOP:
+            self._memory.stop(trial, result["epoch"])
         self._keep()
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Take in the end of a trial, where others may be compared with it."""
         if self._counts(result):
-            super().on_trial_complete(tune_controller, trial, result)
+            own = Numbered(lasting_id(trial))
+            super().on_trial_complete(tune_controller, own, result)  # pyright: ignore[reportArgumentType]
             self._keep()
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Tune has given a trial up."""
+        self._trial_info.pop(lasting_id(trial), None)
 
     def _counts(self, result: Mapping[str, Any]) -> bool:
         epoch = result.get("epoch", 0)
@@ -123,15 +160,14 @@ class Halving(AsyncHyperBandScheduler):
         return [eta ** (count - 1 - s) / (count - s) for s in range(count)]
 
     def _keep(self) -> None:
-        self._records.write({"brackets": [dict(rungs_of(b)) for b in self._brackets]})
+        self._memory.keep(brackets=[dict(rungs_of(b)) for b in self._brackets])
 
     def _recall(self) -> None:
         if self._recalled:
             return
         self._recalled = True
-        for bracket, kept in zip(
-            self._brackets, self._records.read().get("brackets", []), strict=False
-        ):
+        before = self._memory.recall().get("brackets", [])
+        for bracket, kept in zip(self._brackets, before, strict=False):
             for milestone, recorded in rungs_of(bracket):
                 recorded.update(kept.get(str(milestone), {}))
 
@@ -156,28 +192,31 @@ class ParetoHalving(FIFOScheduler):
         self._milestones = milestones(search.scheduler, epochs, every)
         self._factor = search.scheduler.reduction_factor or 2
         self._points: dict[int, dict[str, Point]] = {m: {} for m in self._milestones}
-        self._records = Records(search)
+        self._memory = Memory(search)
         self._recalled = False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Remember, after a restore, the points that were seen before."""
         if not self._recalled:
             self._recalled = True
-            for milestone, points in self._records.read().get("points", {}).items():
+            for milestone, points in self._memory.recall().get("points", {}).items():
                 self._points[int(milestone)] |= {i: tuple(p) for i, p in points.items()}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop a trial that is at a milestone, dominated, and not among the best share."""
+        if self._memory.has_stopped(trial, result):
+            return TrialScheduler.STOP
         points = self._points.get(result["epoch"])
         if points is None:
             return TrialScheduler.CONTINUE
         self._note(result["epoch"], trial, result)
-        place = list(points).index(trial.trial_id)
+        place = list(points).index(lasting_id(trial))
         if goes_on(list(points.values()), place, self._factor):
             return TrialScheduler.CONTINUE
-        mine = points[trial.trial_id]
+        mine = points[lasting_id(trial)]
         above = sum(dominates(other, mine) for other in points.values())
-        explain(trial, f"dominated by {above} of {len(points) - 1}")
+        self._memory.stop(trial, result["epoch"], f"dominated by {above} of {len(points) - 1}")
+        self._memory.keep(points=self._points)
         return TrialScheduler.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
@@ -188,8 +227,8 @@ class ParetoHalving(FIFOScheduler):
                 self._note(ahead[0], trial, result)
 
     def _note(self, milestone: int, trial: Any, result: Mapping[str, Any]) -> None:
-        self._points[milestone][trial.trial_id] = records.accuracies(result)
-        self._records.write({"points": self._points})
+        self._points[milestone][lasting_id(trial)] = records.accuracies(result)
+        self._memory.keep(points=self._points)
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -23,7 +23,9 @@ parameters:
 
 
 def trial(trial_id, index, epoch, status="TERMINATED", **given):
-    found = FakeTrial(trial_id, index, status=status, last_result=report(epoch) if epoch else {}, **given)
+    found = FakeTrial(
+        trial_id, index, status=status, last_result=report(epoch) if epoch else {}, **given
+    )
     found.ERROR = "ERROR"
     return found
 

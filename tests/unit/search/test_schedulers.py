@@ -23,6 +23,7 @@ class Tuned:
     """A Tune trial as far as a scheduler looks at it."""
 
     index: int
+    tried: int = 0
     config: dict = field(init=False)
 
     def __post_init__(self):
@@ -30,7 +31,7 @@ class Tuned:
 
     @property
     def trial_id(self):
-        return f"t{self.index}"
+        return f"t{self.index}.{self.tried}"
 
     def invalidate_json_state(self):
         pass
@@ -109,13 +110,13 @@ def test_hyperbands_brackets_start_later_one_after_the_other(searching):
     trials = [Tuned(index) for index in range(300)]
     for trial in trials:
         scheduler.on_trial_add(None, trial)
-    where = [scheduler._brackets.index(scheduler._trial_info[t.trial_id]) for t in trials]
+    where = [scheduler._brackets.index(scheduler._trial_info[str(t.index)]) for t in trials]
     shares = [where.count(bracket) / 300 for bracket in range(3)]
     # HyperBand's table for 9 epochs and eta = 3: 9, 5 (here 4.5) and 3 trials.
     assert shares == pytest.approx([3 / 5.5, 1.5 / 5.5, 1 / 5.5], abs=0.06)
     for trial in trials:  # a trial that is tried again
         scheduler.on_trial_add(None, trial)
-    assert where == [scheduler._brackets.index(scheduler._trial_info[t.trial_id]) for t in trials]
+    assert where == [scheduler._brackets.index(scheduler._trial_info[str(t.index)]) for t in trials]
 
 
 def test_hyperband_compares_within_a_bracket_at_equal_epochs(searching):
@@ -126,7 +127,7 @@ def test_hyperband_compares_within_a_bracket_at_equal_epochs(searching):
     for index in range(60):
         trial = Tuned(index)
         scheduler.on_trial_add(None, trial)
-        bracket = scheduler._brackets.index(scheduler._trial_info[trial.trial_id])
+        bracket = scheduler._brackets.index(scheduler._trial_info[str(trial.index)])
         for epoch in range(1, 9):
             value = dice.random()
             decision = scheduler.on_trial_result(None, trial, result(epoch, value))
@@ -157,6 +158,29 @@ def test_unpickled_in_another_process_it_remembers(searching, name):
     assert restored.on_trial_result(None, late, result(1, 0.4)) == STOP
     fresh = searching(name, folder="other", **settings)
     assert told(fresh, result(1, 0.4), of=None) == [GO]
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "pareto"])
+def test_a_stopped_trial_stays_stopped_under_another_driver(searching, name):
+    """Which knows it as it was before its last epochs; and by another id of Tune's, perhaps."""
+    settings = FOUR | ({"brackets": 1} if name == "hyperband" else {})
+    scheduler = searching(name, **settings)
+    at_first = pickle.dumps(scheduler)
+    stopped = Tuned(2)
+    assert told(scheduler, result(2, 0.5), result(2, 0.6)) == [GO, GO]
+    scheduler.on_trial_add(None, stopped)
+    assert told(scheduler, result(2, 0.4, 0.8), of=stopped) == [STOP]
+
+    for again in (Tuned(2), Tuned(2, tried=1)):
+        restored = pickle.loads(at_first)
+        restored.on_trial_add(None, again)
+        reports = (result(1, 0.9), result(2, 0.9), result(3, 0.9))
+        assert told(restored, *reports, of=again) == [GO, STOP, STOP]
+        assert getattr(again, STOP_REASON, "") == getattr(stopped, STOP_REASON, "")
+        other = Tuned(3 + again.tried)
+        restored.on_trial_add(None, other)
+        # Second of those there: the stopped one counts once.
+        assert told(restored, result(2, 0.55 + 0.02 * again.tried), of=other) == [GO]
 
 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "pareto"])
@@ -208,7 +232,7 @@ def test_pareto_counts_diverged_trials_as_the_worst(searching):
     for index in range(3):
         nan = float("nan")
         scheduler.on_trial_complete(None, Tuned(index), result(2, nan, nan, **DIVERGED))
-    assert scheduler._points[2] == {f"t{i}": (0.0, 0.0) for i in range(3)}
+    assert scheduler._points[2] == {f"{i}": (0.0, 0.0) for i in range(3)}
     good, bad = Tuned(10), Tuned(11)
     assert told(scheduler, result(2, 0.5), of=good) == [GO]
     assert told(scheduler, result(2, 0.4), of=bad) == [GO]  # second of five: the better half
