@@ -55,8 +55,6 @@ MAY_CHANGE = {
     ),
 }
 
-MAY_GROW = frozenset({"num_trials"})
-
 
 def tune(
     search: SearchConfig, *, view: View | None = None, force_code: bool = False
@@ -94,7 +92,7 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
         f"{base.storage_path}/{base.name}",
         {**definition(search), "base": to_dict(base)},
         may_change=MAY_CHANGE,
-        may_grow=MAY_GROW,
+        may_grow=may_grow(search),
         force_code=force_code,
     )
     identity(begins=False)
@@ -188,6 +186,15 @@ def definition(search: SearchConfig) -> dict[str, Any]:
         for key, value in fields.items()
     }
     return json.loads(json.dumps(plain, default=str))
+
+
+def may_grow(search: SearchConfig) -> frozenset[str]:
+    """The keys of numbers that may be larger than before.
+
+    Not of a population's size: its exchanges are made, and trials that come later have no part in
+    any of them.
+    """
+    return frozenset() if search.scheduler.name == "pbt" else frozenset({"num_trials"})
 
 
 def search_params(search: SearchConfig) -> dict[str, Any]:

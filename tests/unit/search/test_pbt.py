@@ -12,11 +12,15 @@ import pytest
 from fake_tune import SEARCH, report
 from ray.tune.schedulers import TrialScheduler
 
+from morel_core.errors import MorelError
+from orchestrator.config import to_dict
+from orchestrator.provenance.identity import check_identity
 from orchestrator.search.pbt import PopulationTraining, position, takeovers
 from orchestrator.search.population import Exchange, Place, Population
 from orchestrator.search.settings import GoalConfig, SchedulerConfig, SearcherConfig
 from orchestrator.search.space import load_search
 from orchestrator.search.trials import TrialBook
+from orchestrator.tune import definition, tune
 
 GO, PAUSE = TrialScheduler.CONTINUE, TrialScheduler.PAUSE
 
@@ -361,6 +365,21 @@ def test_combinations_of_a_grid_are_populations_of_their_own(tmp_path):
         2: 4,
     }
     assert exchange.places[2].params["seed"] == 1
+
+
+def test_a_population_does_not_grow(tmp_path):
+    """Trials that come after its exchanges would have no part in any."""
+    file = tmp_path / "grows.yaml"
+    pbt = "scheduler: {name: pbt, interval: 3}\nsearcher: {name: random}"
+    file.write_text(
+        SEARCH.replace("scheduler: {name: asha, grace_period: 1, reduction_factor: 3}", pbt)
+    )
+    given = [f"storage_path={tmp_path}", "name=hunt"]
+    first, larger = (load_search(str(file), [*given, f"num_trials={n}"]) for n in (4, 8))
+    fixed = {**definition(first), "base": to_dict(first.base)}
+    check_identity(f"{tmp_path}/hunt", fixed, may_change=set())
+    with pytest.raises(MorelError, match=r"num_trials = 8 \(there: 4\): give this one a name"):
+        tune(larger)
 
 
 # --- after a restart -------------------------------------------------------------------------
