@@ -87,9 +87,13 @@ class PGD:
     @property
     def name(self) -> str:
         """As in ``pgd20_linf_8-255`` or ``cw30x5_worst_linf_8-255``; a KL attack says so."""
-        single = self.num_steps == 1 and self.init == "none" and self.step_size >= self.eps
-        single = single and self.loss != "cw"
-        kind = "fgsm" if single else f"{'cw' if self.loss == 'cw' else 'pgd'}{self.num_steps}"
+        single = self.num_steps == 1 and self.init == "none" and self.loss != "cw"
+        to_the_edge = self.step_size >= self.eps
+        kind = (
+            "fgsm"
+            if single and to_the_edge
+            else f"{'cw' if self.loss == 'cw' else 'pgd'}{self.num_steps}"
+        )
         parts = [
             *(["kl"] if self.loss == "kl" else []),
             kind + (f"x{self.restarts}" if self.restarts > 1 else ""),

@@ -209,26 +209,23 @@ class ParetoHalving(FIFOScheduler):
         points = self._points.get(result["epoch"])
         if points is None:
             return TrialScheduler.CONTINUE
-        self._note(result["epoch"], trial, result)
-        place = list(points).index(lasting_id(trial))
-        if goes_on(list(points.values()), place, self._factor):
-            return TrialScheduler.CONTINUE
-        mine = points[lasting_id(trial)]
-        above = sum(dominates(other, mine) for other in points.values())
-        self._memory.stop(trial, result["epoch"], f"dominated by {above} of {len(points) - 1}")
+        own = lasting_id(trial)
+        points[own] = records.accuracies(result)
+        decision = TrialScheduler.CONTINUE
+        if not goes_on(list(points.values()), list(points).index(own), self._factor):
+            above = sum(dominates(other, points[own]) for other in points.values())
+            self._memory.stop(trial, result["epoch"], f"dominated by {above} of {len(points) - 1}")
+            decision = TrialScheduler.STOP
         self._memory.keep(points=self._points)
-        return TrialScheduler.STOP
+        return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """A trial that diverged counts as the worst at the next milestone, which it never sees."""
         if result.get("diverged"):
             ahead = [m for m in self._milestones if m >= result["epoch"]]
             if ahead:
-                self._note(ahead[0], trial, result)
-
-    def _note(self, milestone: int, trial: Any, result: Mapping[str, Any]) -> None:
-        self._points[milestone][lasting_id(trial)] = records.accuracies(result)
-        self._memory.keep(points=self._points)
+                self._points[ahead[0]][lasting_id(trial)] = records.accuracies(result)
+                self._memory.keep(points=self._points)
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
