@@ -41,6 +41,11 @@ def check_scheduler(scheduler: SchedulerConfig, goal: GoalConfig, base: RunConfi
         f"at most {len(compared) + 1}: in {epochs} epochs trials are compared {len(compared)} times"
     )
     check(brackets <= len(compared) + 1, "scheduler.brackets", brackets, allowed)
+    allowed = (
+        f"a multiple of evaluation.every = {every} with several brackets, which would otherwise "
+        "begin at the same measured epoch"
+    )
+    check(brackets == 1 or (grace or 1) % every == 0, "scheduler.grace_period", grace, allowed)
     if not base.evaluation.rungs:
         return
     allowed = (

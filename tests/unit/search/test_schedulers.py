@@ -341,3 +341,12 @@ def test_more_brackets_than_milestones(search):
     with pytest.raises(ConfigError, match=r"brackets = 3: at most 2: .*9 epochs .* 1 times"):
         check_scheduler(settings, GoalConfig(), search.base)
     check_scheduler(replace(settings, brackets=2), GoalConfig(), search.base)
+
+
+def test_brackets_that_would_begin_at_the_same_measured_epoch(search):
+    settings = SchedulerConfig(name="hyperband", grace_period=1, reduction_factor=2, brackets=2)
+    base = replace(search.base, evaluation=replace(search.base.evaluation, every=2))
+    with pytest.raises(ConfigError, match=r"grace_period = 1: a multiple of evaluation\.every = 2"):
+        check_scheduler(settings, GoalConfig(), base)
+    check_scheduler(replace(settings, grace_period=2), GoalConfig(), base)
+    check_scheduler(replace(settings, brackets=1), GoalConfig(), base)
