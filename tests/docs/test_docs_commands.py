@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ARGV = {
     for argv in command_lines(block.code)
 }
 FAQ = ROOT / "docs" / "faq.md"
+TEST = re.compile(r"`(?=tests/|::)(tests/[\w/]+\.py)?(?:::(\w+))?`")
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,18 @@ def test_faq_quotes_what_the_command_says(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.replace(str(Path.home()), "~").rstrip("\n") == said
+
+
+def test_every_test_that_the_docs_name_is_there() -> None:
+    """A name without a file is of the one before."""
+    missing: list[str] = []
+    named = 0
+    for page in [*PAGES, *sorted((ROOT / "docs" / "adr").glob("*.md"))]:
+        file = ""
+        for match in TEST.finditer(page.read_text()):
+            file, test, named = match[1] or file, match[2], named + 1
+            path = ROOT / file
+            if not path.is_file() or (test and f"def {test}(" not in path.read_text()):
+                missing.append(f"{page.name}: {match[0]}")
+    assert not missing
+    assert named > 30
