@@ -27,7 +27,7 @@ from orchestrator.driver.ending import Paused, interruptible
 from orchestrator.driver.lease import Fence, held
 from orchestrator.messages.failures import failure_reason, out_of_memory, repeats, storage_failed
 from orchestrator.notes import train_note
-from orchestrator.provenance.identity import check_identity
+from orchestrator.provenance.identity import check_identity, noted_data
 from orchestrator.settings.fits import check_fits
 from orchestrator.tracking import Recorder, records
 from orchestrator.training.keys import TRAIN_SECONDS
@@ -137,7 +137,7 @@ def _train(
     identity = partial(
         check_identity,
         f"{config.storage_path}/{config.name}",
-        to_dict(config),
+        {**to_dict(config), **noted_data(data)},
         may_change=MAY_CHANGE,
         force_code=force_code,
     )

@@ -21,7 +21,7 @@ from orchestrator.cluster import (
 from orchestrator.config import to_dict
 from orchestrator.driver import control
 from orchestrator.driver.lease import Fence, held
-from orchestrator.provenance.identity import check_identity
+from orchestrator.provenance.identity import check_identity, noted_data
 from orchestrator.search.budget import Cost
 from orchestrator.search.final import measure_on_test
 from orchestrator.search.front import FrontRecord
@@ -90,7 +90,7 @@ def _tune(search: SearchConfig, fence: Fence, view: View | None, force_code: boo
     identity = partial(
         check_identity,
         f"{base.storage_path}/{base.name}",
-        {**definition(search), "base": to_dict(base)},
+        {**definition(search), "base": to_dict(base), **noted_data(data)},
         may_change=MAY_CHANGE,
         may_grow=may_grow(search),
         force_code=force_code,

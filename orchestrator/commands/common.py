@@ -36,7 +36,10 @@ def settings(overrides: Sequence[str]) -> RunConfig:
 
 
 def place(overrides: Sequence[str]) -> list[str]:
-    """Those that say where a run lies: the others change its own settings, not the defaults."""
-    from orchestrator.config import NOT_SCIENTIFIC
+    """Those that say where a run lies, or what nothing is called: others change its own settings."""
+    import dataclasses
 
-    return [o for o in overrides if o.partition("=")[0].partition(".")[0] in NOT_SCIENTIFIC]
+    from orchestrator.config import NOT_SCIENTIFIC, RunConfig
+
+    its_own = {field.name for field in dataclasses.fields(RunConfig)} - {*NOT_SCIENTIFIC}
+    return [o for o in overrides if o.partition("=")[0].partition(".")[0] not in its_own]

@@ -5,15 +5,28 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from morel_core.errors import MorelError
 from orchestrator import storage
 from orchestrator.config import flatten
 from orchestrator.provenance.fingerprint import code_changes, code_parts
 
+if TYPE_CHECKING:
+    from morel_core.data import Dataset
+
 FILE = "definition.json"
 CODE, CHANGES = "code", "code_changes"
+DIGEST = 16
+"""Characters of a data set's fingerprint that tell it from another."""
+
+
+def noted_data(data: Dataset) -> dict[str, Any]:
+    """What a definition says of the data: with other images the split is another one.
+
+    A resumed run would be measured on held-out images that it was trained on.
+    """
+    return {"dataset": {"fingerprint": data.fingerprint[:DIGEST]}}
 
 
 def check_identity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -120,8 +121,12 @@ def _build_list(key: str, value: Any, cls: type[T]) -> list[T]:
 
 def _leaf(key: str, value: Any, hint: Any) -> Any:
     """``value`` without interpolations; raises `ConfigError`."""
-    if (hint is str or str in get_args(hint)) and isinstance(value, str) and "${" not in value:
+    kinds = set(get_args(hint)) or {hint}
+    if str in kinds and isinstance(value, str) and "${" not in value:
         return value  # a folder may be called 2024/11
+    if kinds <= {str, NoneType} and isinstance(value, int | float):
+        allowed = """text: YAML reads something else, so quote it (on a command line '"007"')"""
+        raise ConfigError(key, value, allowed)
     try:
         return number(value)
     except MorelError as error:

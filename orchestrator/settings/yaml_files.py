@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from morel_core.errors import MorelError
 from morel_core.registry import suggestion
 
+QUOTED = ("'", '"', "[", "{")
+
 
 def packaged(kind: str) -> dict[str, Path]:
     """The YAML files that come with the project: ``kind`` is "recipes" or "search_spaces"."""
@@ -51,7 +53,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """``["a.b=1"]`` → ``{"a.b": 1}``, values read as YAML; raises `MorelError`."""
     values: dict[str, Any] = {}
     for item in overrides:
-        key, sign, _ = item.partition("=")
+        key, sign, text = item.partition("=")
         parts = key.strip().split(".")
         if not sign or not all(parts) or "[" in key:
             raise MorelError(f"override {item!r}: write key=value, as in training.epochs=5")
@@ -62,4 +64,9 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise MorelError(f"override {item!r}: {' '.join(str(error).split())}") from None
         for part in parts:
             values[key.strip()] = values[key.strip()][part]
+        if " #" in text and text.lstrip()[:1] not in QUOTED:
+            raise MorelError(
+                f"override {item!r}: in YAML ' #' begins a comment: put the value in quotes, as in "
+                f"""{key}='"a #b"'"""
+            )
     return values

@@ -27,7 +27,7 @@ RESUMED = ("train", "tune", "campaign")
 """Commands that go on where they stopped when they are given the same ``name=…``."""
 WRITTEN = {"export": ("to",), "report": ("out",)}
 """Options of commands that say where a result is written."""
-PLACED = ("fork", "reproduce")
+PLACED = ("evaluate", "export", "register", "fork", "reproduce")
 """Commands of whose settings only those of the place are judged here: the others are of a run."""
 
 Plan = Callable[[float, float], list[str]]
@@ -90,10 +90,6 @@ def read_command(argv: Sequence[str], folder: Path, uploaded: Mapping[str, int])
         )
     overrides, rest = split_overrides(argv)
     arguments = parser(defaultdict(lambda: _unused)).parse_args(rest)
-    given = next((item.partition("=")[2] for item in overrides if item.startswith("name=")), None)
-    if name in RESUMED and given is None:  # a job that is submitted again must find its run
-        given = new_name(Path(_file(arguments)).stem)
-        argv.append(f"name={given}")
     with contextlib.chdir(folder), as_in_job():
         for kind, path in _config_files(arguments):
             _check_uploaded(kind, path, folder, uploaded)
@@ -101,6 +97,10 @@ def read_command(argv: Sequence[str], folder: Path, uploaded: Mapping[str, int])
         for option in WRITTEN.get(name, ()):
             check_written(f"--{option}", getattr(arguments, option))
         base, plan = _plan(name, arguments, overrides)
+    given = base.name if base is not None else None
+    if name in RESUMED and given is None:  # a job that is submitted again must find its run
+        given = new_name(Path(_file(arguments)).stem)
+        argv.append(f"name={given}")
     return Asked(argv=argv, name=given, base=base, plan=plan)
 
 

@@ -154,6 +154,10 @@ def plan_reproduction(name: str, tracking: RunConfig, overrides: Mapping[str, An
     fingerprint = load_data(config.data).fingerprint[:DIGEST]
     if run.dataset and run.dataset != fingerprint:
         found.append(Difference("data", run.dataset, fingerprint))
+    if run.epochs is not None and run.epochs > (epochs := config.training.epochs):
+        # It was resumed for longer, and its learning rates are those of no single command.
+        then = f"{epochs}, then on to {run.epochs}"
+        found.append(Difference("training.epochs", then, str(epochs)))
     return Plan(run=run, config=config, differences=found)
 
 

@@ -18,7 +18,7 @@ from orchestrator.messages.failures import failure_reason
 from orchestrator.tracking import records
 from orchestrator.training.measuring import measure_checkpoint
 from orchestrator.training.relay import FAILED, VALIDATED
-from orchestrator.training.reports import SCORE
+from orchestrator.training.reports import SCORE, UNVALIDATED
 
 TIE = 1e-9
 """Less than any two accuracies that differ are apart, even times the number of epochs."""
@@ -65,7 +65,7 @@ def best_validated(result: Result) -> tuple[Checkpoint, dict[str, Any]] | None:
     validated = [
         (checkpoint, metrics)
         for checkpoint, metrics in result.best_checkpoints or []
-        if metrics.get(SCORE, -1.0) >= 0
+        if metrics.get(SCORE, UNVALIDATED[SCORE]) > UNVALIDATED[SCORE]
     ]
     return max(validated, key=lambda pair: pair[1][SCORE], default=None)
 

@@ -1,13 +1,18 @@
 """What a name stands for, and the code that began it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from morel_core.errors import MorelError
+from orchestrator.config import compose, to_dict
 from orchestrator.provenance import identity
-from orchestrator.provenance.identity import check_identity
+from orchestrator.provenance.identity import check_identity, noted_data
+from orchestrator.search.space import load_search
 from orchestrator.tracking.records import ended_record
+from orchestrator.train import train
+from orchestrator.tune import definition, tune
 
 
 @pytest.fixture
@@ -77,6 +82,22 @@ def test_a_number_that_may_grow_does_not_shrink(check, noted):
     assert noted()["num_trials"] == 5
     with pytest.raises(MorelError, match=r"num_trials = 4 \(there: 5\)"):
         check({"num_trials": 4}, may_grow=grow)
+
+
+def test_other_data_make_another_run(tmp_path, monkeypatch):
+    """Its split would be drawn anew, and trained images held out."""
+    monkeypatch.setattr("orchestrator.train.local_resources", lambda: (2.0, 0.0))
+    monkeypatch.setattr("orchestrator.tune.local_resources", lambda: (2.0, 0.0))
+    given = [f"storage_path={tmp_path}", "name=mine"]
+    config, search = compose("digits", given), load_search("smoke", given)
+    for kind, again in ((config, train), (search, tune)):
+        seen = {} if kind is config else {**definition(search), "base": to_dict(search.base)}
+        other = noted_data(SimpleNamespace(fingerprint="f" * 64))
+        folder = tmp_path / "mine"
+        check_identity(str(folder), {**(seen or to_dict(config)), **other}, may_change=set())
+        with pytest.raises(MorelError, match=r"dataset.fingerprint = '\w{16}' \(there: 'ffff"):
+            again(kind)
+        (folder / "definition.json").unlink()
 
 
 def test_changed_code_is_tagged_on_the_run(recorder, tracker):

@@ -127,9 +127,8 @@ def test_a_folder_that_looks_like_a_fraction_stays_a_folder():
 
 
 def test_numbers_are_typed_as_their_field():
-    config = compose("digits", ["attack.eps=1", "name=5", "optimizer.momentum=0"])
-    assert type(config.attack.eps) is float
-    assert (config.name, type(config.optimizer.momentum)) == ("5", float)
+    config = compose("digits", ["attack.eps=1", "optimizer.momentum=0"])
+    assert type(config.attack.eps) is type(config.optimizer.momentum) is float
 
 
 def test_a_new_model_drops_the_old_ones_settings_and_reaches_its_own():
@@ -283,6 +282,22 @@ def test_what_is_no_override(override):
 @pytest.mark.parametrize("override", ["training.epochs={", "name=[a", "name='x"])
 def test_an_override_whose_value_is_no_yaml(override):
     assert refusal("digits", override).startswith(f"override {override!r}: ")
+
+
+@pytest.mark.parametrize("written", ["007", "1.10", "1e5", "12:30", "true", "1_000"])
+def test_text_that_yaml_reads_as_something_else_is_quoted(written):
+    """Two names would be one, and neither would be what was written."""
+    with pytest.raises(ConfigError, match=r"^name = .*: text: YAML reads something else"):
+        compose("digits", [f"name={written}"])
+    if ":" not in written:
+        assert compose("digits", [f'name="{written}"']).name == written
+
+
+def test_a_comment_in_an_override_is_told(tmp_path):
+    with pytest.raises(MorelError, match="' #' begins a comment: put the value in quotes"):
+        compose("digits", [f"storage_path={tmp_path}/run #2"])
+    quoted = compose("digits", [f'storage_path="{tmp_path}/run #2"'])
+    assert quoted.storage_path == f"{tmp_path}/run #2"
 
 
 def test_an_override_may_hold_more_equals_signs():

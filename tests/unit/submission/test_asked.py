@@ -68,6 +68,22 @@ def test_a_run_gets_the_name_under_which_it_is_resumed(argv):
     assert found.name.startswith("smoke-" if argv[0] == "tune" else "digits-")
 
 
+def test_a_name_in_the_file_is_the_runs_own(tmp_path):
+    """Submitted again, it goes on."""
+    (tmp_path / "mine.yaml").write_text("name: my-run\ndata: {name: digits}\n")
+    command = ["train", "mine.yaml", "storage_path=/data"]
+    found = asked(*command, folder=tmp_path, uploaded=["mine.yaml"])
+    assert (found.argv, found.name) == (command, "my-run")
+    for empty in ("name=", "name=null"):
+        found = asked("train", "digits", "storage_path=/data", empty)
+        assert found.name.startswith("digits-")
+        assert found.argv[-1] == f"name={found.name}"
+
+
+def test_settings_of_an_evaluation_are_those_of_what_is_evaluated():
+    asked("evaluate", "wide_resnet", "storage_path=/data", "model.depth=10", "--weights=/w.pt")
+
+
 def test_other_commands_are_sent_as_they_are():
     found = asked("morel", "status", "demo", "storage_path=/data")
     assert found.argv == ["status", "demo", "storage_path=/data"]

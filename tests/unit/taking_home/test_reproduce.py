@@ -43,6 +43,17 @@ def test_versions_that_came_went_and_changed() -> None:
     ]
 
 
+def test_a_run_that_went_on_for_longer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it recorded first is its config: what is repeated is its first part."""
+    config = compose("digits", ["training.epochs=2", "name=first"])
+    run = SimpleNamespace(run_id="first", kind="train", tags={}, dataset=None, epochs=4)
+    monkeypatch.setattr(reproduce, "find_run", lambda name, tracking: run)
+    monkeypatch.setattr(reproduce, "recorded_config", lambda run, uri: config)
+    monkeypatch.setattr(reproduce, "environment_differences", lambda then, now: [])
+    plan = reproduce.plan_reproduction("first", config, {})
+    assert [str(found) for found in plan.differences] == ["training.epochs: 2, then on to 4, now 2"]
+
+
 def test_what_population_based_training_changed_is_no_run_to_repeat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -27,6 +27,11 @@ def test_a_later_rung_beats_any_number_of_an_earlier_one():
     assert best_validated(result(*epochs))[0] == "c3"
 
 
+def test_no_robust_accuracy_at_all_is_measured_too():
+    """Every network has a best epoch, and its numbers on the test set."""
+    assert best_validated(result(measured(1, 0.0), measured(2, 0.0)))[0] == "c1"
+
+
 def test_what_was_not_measured_is_never_best():
     failed = SimpleNamespace(best_checkpoints=[("c1", {"epoch": 1, **UNVALIDATED})])
     assert best_validated(failed) is None
