@@ -380,9 +380,8 @@ class Trainer:
     def save(self, folder: Path | str) -> None:
         """Write a checkpoint: the network as it stands and the best one, optimiser and progress.
 
-        Raises `MorelError` in the middle of an epoch: nobody could go on from there.
+        One of an epoch that an exception has ended holds the best network, but is not gone on from.
         """
-        self._check_whole()
         networks = {"last": self.net.state_dict(), "best": self.best_state}
         if self.average is not None:
             networks["averaged"] = self.average.net.state_dict()

@@ -36,7 +36,7 @@ def settings(overrides: Sequence[str]) -> RunConfig:
 
 
 def place(overrides: Sequence[str]) -> list[str]:
-    """Those that say where a run lies, or what nothing is called: others change its own settings."""
+    """Those that say where a run lies, and what is unknown: the others change its own settings."""
     import dataclasses
 
     from orchestrator.config import NOT_SCIENTIFIC, RunConfig
