@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from morel_core.errors import ConfigError
 from orchestrator.commands.common import consoles, place, settings
 from orchestrator.settings.jobs import check_written
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate_command(arguments: argparse.Namespace, overrides: list[str]) -> int:

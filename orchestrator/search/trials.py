@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 from morel_core.errors import MorelError
 from orchestrator import storage
@@ -34,9 +34,6 @@ from orchestrator.tracking import Recorder, own_params, own_tags, records
 from orchestrator.training.keys import TRAINED
 from orchestrator.training.recovery import DAMAGED
 from orchestrator.training.retries import CHANGES, error_text, note_retry, retries, retry_tags
-
-if TYPE_CHECKING:
-    pass
 
 _logger = logging.getLogger(__name__)
 

@@ -40,6 +40,12 @@ def test_a_campaign_too():
         found.check(1, 0, 0, {})
 
 
+def test_a_campaign_is_named_by_its_file_as_where_it_is_not_submitted():
+    found = asked("campaign", "paper_comparison", "storage_path=/data")
+    assert found.argv == ["campaign", "paper_comparison", "storage_path=/data"]
+    assert found.name == "paper_comparison"
+
+
 def test_a_run_needs_all_its_workers():
     found = asked("train", "digits", "storage_path=/data", "name=t", "scaling.num_workers=3")
     found.check(1, 3, 0, {})
